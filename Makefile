@@ -1,0 +1,15 @@
+.PHONY: install test lint format types all ci
+install:
+	pip install -e '.[test]'
+test:
+	pytest
+lint:
+	ruff check . && ruff format --check .
+format:
+	ruff check --fix . && ruff format .
+types:
+	mypy
+all:
+	pytest -m ''
+ci:
+	bash .ci/run

@@ -1,0 +1,16 @@
+"""Attacks: one file per family, all with the call of ``redlab.batch.Attack``.
+
+>>> import torch
+>>> victim = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+>>> x, y = torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 2, 3])
+>>> x_adv = PGD(norm="linf", eps=8 / 255, steps=10)(victim, x, y)
+>>> bool((x_adv - x).abs().max() <= 8 / 255 + 1e-6)
+True
+"""
+
+from redlab.attacks.ascend import GradientSteps, SteppedAttack, ascend
+from redlab.attacks.fgsm import FGSM, RFGSM
+from redlab.attacks.pgd import PGD
+from redlab.attacks.rng import SampleRng
+
+__all__ = ["FGSM", "PGD", "RFGSM", "GradientSteps", "SampleRng", "SteppedAttack", "ascend"]

@@ -1,0 +1,144 @@
+"""The data that flows through redlab and the capabilities that its parts offer. Read this file first.
+
+    loader -> RawBatch -> AttackDataModule (crafts on the device) -> AttackBatch -> a method
+
+Images are float32 NCHW in [0, 1] everywhere outside a network, and ``eps`` is in the same units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from redlab.attacks.rng import SampleRng
+
+CLEAN = 0
+"""Attack id of an image that was not attacked. Ids of attacks start at 1, in the order of the mix."""
+
+
+class RawBatch(NamedTuple):
+    """What a loader yields, before anything is attacked.
+
+    Attributes:
+        image: (B, C, H, W), uint8 in 0..255 or float32 in [0, 1].
+        label: (B,) int64, true class.
+        index: (B,) int64, place in the data set: the identity of a sample.
+        position: (B,) int64, place in the order of the epoch.
+        valid: (B,) bool, False for a duplicate that only pads a distributed evaluation.
+    """
+
+    image: Tensor
+    label: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
+    position: Tensor
+    valid: Tensor
+
+
+@dataclass(frozen=True)
+class AttackBatch:
+    """Pairs of clean and attacked images: all that a method sees.
+
+    Attributes:
+        clean: (N, C, H, W) float32 in [0, 1].
+        adv: (N, C, H, W) float32 in [0, 1]; equal to ``clean`` where ``attack`` is ``CLEAN``.
+        label: (N,) int64, true class.
+        attack: (N,) int64, id of the component of the mix; 0 is clean.
+        victim: (N,) int64, id of the victim in the order of the data module's victims.
+        target: (N,) int64, class that a targeted attack aimed at, -1 where untargeted.
+        index: (N,) int64, place in the data set.
+        valid: (N,) bool, rows that count in metrics and losses.
+        fooled: (N,) bool, the attack did what it was meant to: the victim was right on the clean image and
+            is wrong on the attacked one (untargeted), or says the target class (targeted). None where nobody
+            asked for it, since it costs two more forward passes.
+    """
+
+    clean: Tensor
+    adv: Tensor
+    label: Tensor
+    attack: Tensor
+    victim: Tensor
+    target: Tensor
+    index: Tensor
+    valid: Tensor
+    fooled: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    def __getitem__(self, rows: Tensor) -> AttackBatch:
+        """Rows by a bool mask or an index tensor."""
+        return self.map(lambda values: values[rows])
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> AttackBatch:
+        """The batch with ``function`` applied to every tensor, for instance ``Tensor.cpu``."""
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        return AttackBatch(**{name: None if value is None else function(value) for name, value in values.items()})
+
+    def valid_rows(self) -> AttackBatch:
+        """The valid rows; all rows if none is valid, so that every DDP rank has something to train on."""
+        if bool(self.valid.all()) or not bool(self.valid.any()):
+            return self
+        return self[self.valid]
+
+    @staticmethod
+    def cat(parts: list[AttackBatch]) -> AttackBatch:
+        """Concatenates batches; ``fooled`` is kept only if every part has it."""
+        out: dict[str, Any] = {}
+        for f in fields(AttackBatch):
+            values = [getattr(part, f.name) for part in parts]
+            out[f.name] = None if any(v is None for v in values) else torch.cat(values)
+        return AttackBatch(**out)
+
+
+class Attack(Protocol):
+    """Turns images into adversarial ones. Implementations are frozen keyword-only dataclasses.
+
+    Args:
+        model: images (B, C, H, W) in [0, 1] -> logits (B, K).
+        x: (B, C, H, W) float32 in [0, 1].
+        y: (B,) int64 true labels.
+        target: (B,) int64 target labels; given means targeted.
+        rng: source of every random draw; None means ``SampleRng`` with seed 0 and indices 0..B-1.
+
+    Returns:
+        (B, C, H, W) float32 in [0, 1], detached. Row i depends on row i of the inputs only.
+
+    Raises:
+        ValueError: an input is out of range, of the wrong shape or dtype, or not finite.
+    """
+
+    def __call__(
+        self, model: nn.Module, x: Tensor, y: Tensor, *, target: Tensor | None = None, rng: SampleRng | None = None
+    ) -> Tensor: ...
+
+
+@runtime_checkable
+class Restorer(Protocol):
+    """Estimates the clean image."""
+
+    def restore(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) attacked -> (B, C, H, W) estimate of the clean images."""
+        ...
+
+
+@runtime_checkable
+class Detector(Protocol):
+    """Says whether an image was attacked."""
+
+    def adversarial_score(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B,), larger means more likely attacked."""
+        ...
+
+
+@runtime_checkable
+class Identifier(Protocol):
+    """Says by which attack an image was made."""
+
+    def attack_logits(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, A) logits over the attack ids of the mix, 0 being clean."""
+        ...

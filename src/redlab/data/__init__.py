@@ -1,0 +1,40 @@
+"""Data sets, the order in which they are visited, and the data module that attacks their batches.
+
+>>> from redlab.data import digits
+>>> train, test = digits()
+>>> len(train), len(test), train.image_size, train.channels
+(1438, 359, 32, 1)
+"""
+
+from redlab.data.loader import EpochLoader, EpochSampler, Key
+from redlab.data.module import AttackDataModule, TestCell
+from redlab.data.sources import (
+    FolderSource,
+    ImageSource,
+    Splits,
+    TensorSource,
+    cifar10,
+    digits,
+    fashion_mnist,
+    image_folder,
+    mnist,
+    svhn,
+)
+
+__all__ = [
+    "AttackDataModule",
+    "EpochLoader",
+    "EpochSampler",
+    "FolderSource",
+    "ImageSource",
+    "Key",
+    "Splits",
+    "TensorSource",
+    "TestCell",
+    "cifar10",
+    "digits",
+    "fashion_mnist",
+    "image_folder",
+    "mnist",
+    "svhn",
+]

@@ -1,0 +1,290 @@
+"""Loaders of a data set, and the hook that attacks every batch on its device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor, nn
+
+from redlab.attacks.mix import AttackMix, Cell
+from redlab.batch import CLEAN, AttackBatch, RawBatch, Restorer
+from redlab.data.loader import EpochLoader, EpochSampler, generator
+from redlab.data.sources import ImageSource, Splits
+
+
+class TestCell(NamedTuple):
+    """What one test loader measures.
+
+    Attributes:
+        attack: id of the attack, 0 for clean images.
+        victim: id of the victim.
+        adaptive: the attack is on restorer and victim together, not on the victim alone.
+    """
+
+    attack: int
+    victim: int
+    adaptive: bool = False
+
+
+TestCell.__test__ = False  # type: ignore[attr-defined]  # not a test class, whatever its name tells pytest
+
+
+class AttackDataModule(LightningDataModule):
+    """A data set whose batches arrive attacked.
+
+    ``fit``, ``validate``, ``test`` and ``predict`` all hand `AttackBatch` to the module. Training and validation are
+    dealt by the mix; the test set is walked cell by cell, one loader per entry of ``test_cells``. Prediction walks the
+    same cells.
+
+    Without a Trainer:
+
+        data = AttackDataModule(digits, mix=mix, victims={"net": net}); data.setup_data()
+        batch = data.craft(next(iter(data.val_dataloader())), stage="val")
+
+    Args:
+        source: the data set, or a function that loads it when it is first needed.
+        mix: which sample meets which attack.
+        victims: name -> victim; the order gives their ids.
+        seed: seed of the split into training and validation and of the order of training.
+        batch_size: images of one training step, over all ranks together.
+        eval_batch_size: the same for validation and test, rounded up to a multiple of the number of ranks; nothing but
+            speed depends on it.
+        val_size: share (below 1) or number of training images kept for validation; 0 for none.
+        num_workers: processes that read images, on each rank.
+        limit_train: use only so many training images, chosen by ``seed``; None for all.
+        limit_val: the same for validation.
+        limit_test: the same for test; the choice does not depend on ``seed``, so that all runs are tested alike.
+        name: name of the data set.
+        num_classes: what the data set must have, None for no check.
+        channels: what the images must have, None for no check.
+        image_size: what the images must have, None for no check.
+        mean: per channel; like the three below for other parts of a config to refer to, not used here.
+        std: per channel.
+        root: folder of the files.
+        download: whether the source may fetch them.
+
+    Raises:
+        ValueError: a size that makes no sense, or data that are not as declared.
+    """
+
+    def __init__(
+        self,
+        source: Splits | Callable[[], Splits],
+        *,
+        mix: AttackMix,
+        victims: Mapping[str, nn.Module],
+        seed: int = 0,
+        batch_size: int = 128,
+        eval_batch_size: int = 256,
+        val_size: float = 0.1,
+        num_workers: int = 0,
+        limit_train: int | None = None,
+        limit_val: int | None = None,
+        limit_test: int | None = None,
+        name: str = "",
+        num_classes: int | None = None,
+        channels: int | None = None,
+        image_size: int | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        root: str | None = None,
+        download: bool = False,
+    ) -> None:
+        super().__init__()
+        for what, size in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
+            if size < 1:
+                raise ValueError(f"{what} must be at least 1, got {size}")
+        for what, limit in (("limit_train", limit_train), ("limit_val", limit_val), ("limit_test", limit_test)):
+            if limit is not None and limit < 1:
+                raise ValueError(f"{what} must be at least 1, or null for all images, got {limit}")
+        if val_size < 0 or (val_size >= 1 and val_size != int(val_size)):
+            raise ValueError(f"val_size must be a share below 1 or a whole number of images, got {val_size}")
+        self.mix, self.victims, self.seed, self.name = mix, dict(victims), seed, name
+        self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
+        self.val_size, self.limits = val_size, {"train": limit_train, "val": limit_val, "test": limit_test}
+        self._declared = {"num_classes": num_classes, "channels": channels, "image_size": image_size}
+        self._source = source
+        self._splits: Splits | None = None
+        self._indices: dict[str, Tensor] = {}
+
+    @property
+    def splits(self) -> Splits:
+        """The official parts of the data set; loads them if need be.
+
+        Raises:
+            ValueError: the data are not as declared.
+        """
+        if self._splits is None:
+            splits = self._source if isinstance(self._source, Splits) else self._source()
+            for part in splits:
+                found = {
+                    "num_classes": len(part.classes),
+                    "channels": part.channels,
+                    "image_size": part.image_size,
+                }
+                for what, wanted in self._declared.items():
+                    if wanted is not None and wanted != found[what]:
+                        raise ValueError(
+                            f"data.{what} is {wanted}, but {self.name or 'the data set'} has {found[what]}"
+                        )
+            self._splits = splits
+        return self._splits
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes."""
+        return tuple(self.splits.train.classes)
+
+    @property
+    def test_cells(self) -> list[TestCell]:
+        """What the test loaders measure, in their order: clean, attacked, and adaptive if the module restores."""
+        cells = [TestCell(*cell) for cell in self.mix.cells(self.victims)]
+        if not isinstance(self._defender, Restorer):
+            return cells
+        adaptive = [cell._replace(adaptive=True) for cell in cells if self._attacks_the_victim(cell)]
+        return cells + adaptive
+
+    def _attacks_the_victim(self, cell: TestCell) -> bool:
+        return cell.attack != CLEAN and self.mix.components[self.mix.names[cell.attack]].against == "victim"
+
+    @property
+    def _defender(self) -> nn.Module | None:
+        return self.trainer.lightning_module if self.trainer is not None else None
+
+    def prepare_data(self) -> None:
+        """Loads the data on one process first, which is the one that downloads where that is asked for."""
+        _ = self.splits
+
+    def setup_data(self) -> None:
+        """Loads the data and decides which images are for training, validation and test.
+
+        Raises:
+            ValueError: there are not enough training images for the validation asked for.
+        """
+        count = len(self.splits.train)
+        kept = int(self.val_size) if self.val_size >= 1 else round(self.val_size * count)
+        if kept >= count:
+            raise ValueError(f"val_size={self.val_size} leaves nothing of {count} images to train on")
+        order = torch.randperm(count, generator=generator("split", self.seed))
+        # a constant, so that runs with different seeds are tested on the same images
+        test = torch.randperm(len(self.splits.test), generator=generator("test"))
+        parts = {"train": order[kept:], "val": order[:kept], "test": test}
+        self._indices = {part: rows[: self.limits[part]].sort().values for part, rows in parts.items()}
+
+    def setup(self, stage: str) -> None:
+        """Loads the data and moves the victims to the device of this rank.
+
+        Here and not when a batch arrives: under inference mode, moved parameters could never be attacked again.
+        """
+        self.setup_data()
+        if self.trainer is not None:
+            for victim in self.victims.values():
+                victim.to(self.trainer.strategy.root_device)
+
+    def teardown(self, stage: str) -> None:
+        """Moves the victims back, so that the jobs of a sweep do not fill the device."""
+        for victim in self.victims.values():
+            victim.cpu()
+
+    def train_dataloader(self) -> EpochLoader:
+        """The training images in the order of (seed, epoch).
+
+        Raises:
+            ValueError: ``batch_size`` is not a multiple of the number of ranks, or larger than the data set.
+        """
+        return self._loader("train")
+
+    def val_dataloader(self) -> list[EpochLoader]:
+        """One loader of the validation images, or none if ``val_size`` is 0."""
+        return [self._loader("val")] if len(self._indices["val"]) else []
+
+    def test_dataloader(self) -> list[EpochLoader]:
+        """One loader of the test images for each of ``test_cells``."""
+        return [self._loader("test") for _ in self.test_cells]
+
+    def predict_dataloader(self) -> list[EpochLoader]:
+        """The same as for test."""
+        return self.test_dataloader()
+
+    def _loader(self, part: str) -> EpochLoader:
+        trainer, training = self.trainer, part == "train"
+        rank, world_size = (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
+        if training and self.batch_size % world_size:
+            raise ValueError(f"data.batch_size={self.batch_size} is not a multiple of the {world_size} processes")
+        sampler = EpochSampler(
+            self._indices[part],
+            batch_size=-(-(self.batch_size if training else self.eval_batch_size) // world_size),
+            seed=self.seed if training else None,
+            rank=rank,
+            world_size=world_size,
+        )
+        source: ImageSource = self.splits.test if part == "test" else self.splits.train
+        pin = trainer is not None and trainer.strategy.root_device.type == "cuda"
+        return EpochLoader(
+            source,
+            sampler,
+            epoch=None if trainer is None or not training else lambda: trainer.current_epoch,
+            num_workers=self.num_workers,
+            pin_memory=pin,
+        )
+
+    def craft(
+        self,
+        raw: RawBatch,
+        *,
+        stage: str,
+        epoch: int = 0,
+        cell: TestCell | None = None,
+        defender: nn.Module | None = None,
+        want_fooled: bool = False,
+    ) -> AttackBatch:
+        """Attacks a batch. Knows nothing of Lightning: the same arguments give the same images anywhere.
+
+        Args:
+            raw: what a loader yields, on the device of the victims.
+            stage: "train", "val" or "test".
+            epoch: number of the epoch; counts in training only.
+            cell: the one attack and victim for all rows; None deals by the mix.
+            defender: the module under training or test, for attacks on it.
+            want_fooled: fill in ``fooled``.
+
+        Returns:
+            Clean and attacked images, float32 in [0, 1], as ordinary tensors also under inference mode.
+        """
+        # clones: tensors made under inference mode can never take part in a gradient
+        with torch.inference_mode(False), torch.no_grad():
+            raw = RawBatch(*(value.clone() for value in raw))
+            x = raw.image.float() / 255 if raw.image.dtype == torch.uint8 else raw.image.float()
+            plan = self.mix.plan(
+                raw.index,
+                raw.position,
+                stage=stage,
+                epoch=epoch,
+                victim_names=tuple(self.victims),
+                cell=None if cell is None else Cell(cell.attack, cell.victim),
+            )
+            return self.mix.craft(
+                self.victims,
+                x,
+                raw.label,
+                plan,
+                valid=raw.valid,
+                defender=defender,
+                against="defended" if cell is not None and cell.adaptive else None,
+                want_fooled=want_fooled,
+            )
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Attacks what a loader yielded; anything else passes through."""
+        trainer = self.trainer
+        if not isinstance(batch, RawBatch) or trainer is None:
+            return batch
+        if trainer.training:
+            return self.craft(batch, stage="train", epoch=trainer.current_epoch, defender=self._defender)
+        if trainer.validating or trainer.sanity_checking:
+            return self.craft(batch, stage="val", defender=self._defender, want_fooled=True)
+        cell = self.test_cells[dataloader_idx]
+        return self.craft(batch, stage="test", cell=cell, defender=self._defender, want_fooled=True)

@@ -1,0 +1,163 @@
+"""What every method shares: optimisers from partials, frozen helper networks, evaluation by capability."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any, ClassVar, Self, cast
+
+import torch
+from lightning import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from redlab.batch import AttackBatch, Restorer
+from redlab.metrics import RestorationMetrics
+from redlab.victims import state_hash
+
+OptimizerPartial = Callable[[Iterable[nn.Parameter]], Optimizer]
+SchedulerPartial = Callable[[Optimizer], LRScheduler]
+
+EXAMPLE_ROWS = 8
+"""Pairs kept from every test cell, for figures."""
+
+
+class NotFiniteError(ValueError):
+    """The training loss is NaN or infinite."""
+
+
+class Method(LightningModule):
+    """Base of the methods: a method adds its networks, its ``training_step`` and its capabilities.
+
+    Validation and test need a data module with ``mix.names``, ``victims`` and, for test, ``test_cells``. They evaluate
+    what the method can do: here restoration, if it is a ``Restorer``. Keys are ``val/<metric>`` and ``test/<metric>``;
+    test cells whose attack knows of the method go under ``test/adaptive_<metric>``.
+
+    Attributes:
+        frozen: names of helper networks that training never changes. They stay in eval mode and out of checkpoints,
+            which hold their sha256 instead.
+        monitor: key that picks the best checkpoint.
+        monitor_mode: "max" or "min".
+        results: ``test/...`` numbers of the last test.
+        examples: the first pairs of every test cell and their restorations, on the CPU.
+
+    Args:
+        optimizer: parameters -> optimiser.
+        scheduler: optimiser -> learning-rate schedule, stepped once per epoch; None for a constant rate.
+    """
+
+    frozen: ClassVar[tuple[str, ...]] = ()
+    monitor: ClassVar[str] = "val/restored_accuracy"
+    monitor_mode: ClassVar[str] = "max"
+
+    def __init__(self, *, optimizer: OptimizerPartial, scheduler: SchedulerPartial | None = None) -> None:
+        super().__init__()
+        self.optimizer_partial = optimizer
+        self.scheduler_partial = scheduler
+        self.results: dict[str, float] = {}
+        self.examples: list[tuple[AttackBatch, Tensor]] = []
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """One optimiser over all that is trained."""
+        optimizer = self.optimizer_partial([p for p in self.parameters() if p.requires_grad])
+        if self.scheduler_partial is None:
+            return optimizer
+        return [optimizer], [self.scheduler_partial(optimizer)]
+
+    def on_before_backward(self, loss: Tensor) -> None:
+        """Stops before a bad loss reaches the weights.
+
+        Raises:
+            NotFiniteError: the loss is NaN or infinite.
+        """
+        if not bool(torch.isfinite(loss).all()):
+            raise NotFiniteError(f"the loss is not finite at step {self.global_step}: {loss.detach().tolist()}")
+
+    def train(self, mode: bool = True) -> Self:
+        """Sets the mode; frozen networks stay in eval mode."""
+        super().train(mode)
+        for name in self.frozen:
+            getattr(self, name).eval()
+        return self
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leaves frozen networks out and records their hashes."""
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if not self._is_frozen(k)}
+        checkpoint["frozen"] = {name: state_hash(getattr(self, name)) for name in self.frozen}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Puts frozen networks back in, so that loading stays strict.
+
+        Raises:
+            ValueError: a frozen network is not the one that the checkpoint was trained with.
+        """
+        recorded = checkpoint.get("frozen", {})
+        for name in self.frozen:
+            present = state_hash(getattr(self, name))
+            if recorded.get(name) != present:
+                raise ValueError(f"{name!r} differs from the checkpoint's: sha256 {present}, not {recorded.get(name)}")
+        checkpoint["state_dict"].update({k: v for k, v in self.state_dict().items() if self._is_frozen(k)})
+
+    def _is_frozen(self, key: str) -> bool:
+        return key.split(".", 1)[0] in self.frozen
+
+    @property
+    def _data(self) -> Any:
+        return cast(Any, self.trainer).datamodule
+
+    def setup(self, stage: str) -> None:
+        """Builds the metrics, whose cells are the data module's attacks and victims."""
+        names = tuple(self._data.mix.names), tuple(self._data.victims)
+        self.metrics, self.adaptive_metrics = RestorationMetrics(*names), RestorationMetrics(*names)
+
+    def validation_step(self, batch: AttackBatch, batch_idx: int) -> None:
+        """Evaluates a batch."""
+        self._evaluate(batch, self.metrics)
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the validation metrics."""
+        self._log_metrics("val/", self.metrics)
+
+    def on_test_start(self) -> None:
+        """Forgets the last test."""
+        self.results, self.examples = {}, []
+
+    def test_step(self, batch: AttackBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Evaluates a batch of one test cell."""
+        adaptive = self._data.test_cells[dataloader_idx].adaptive
+        restored = self._evaluate(batch, self.adaptive_metrics if adaptive else self.metrics)
+        if restored is not None and batch_idx == 0:
+            rows = batch.valid.nonzero()[:EXAMPLE_ROWS, 0]
+            pairs = batch[rows]
+            pairs = replace(pairs, **{k: v.cpu() for k, v in vars(pairs).items() if v is not None})
+            self.examples.append((pairs, restored[rows].cpu()))
+
+    def on_test_epoch_end(self) -> None:
+        """Logs the test metrics and keeps them in ``results``."""
+        self.results = self._log_metrics("test/", self.metrics)
+        self.results |= self._log_metrics("test/adaptive_", self.adaptive_metrics)
+
+    def _evaluate(self, batch: AttackBatch, metrics: RestorationMetrics) -> Tensor | None:
+        """Restores a batch and measures it with each row's victim; None if the method does not restore."""
+        if not isinstance(self, Restorer):
+            return None
+        restored = self.restore(batch.adv).float()
+        images = torch.stack([batch.clean, batch.adv, restored, batch.adv - restored + batch.clean])
+        with torch.autocast(self.device.type, enabled=False):  # logits in full precision, whatever the training
+            for v, victim in enumerate(self._data.victims.values()):
+                rows = (batch.victim == v).nonzero()[:, 0]
+                if len(rows):
+                    logits = victim(images[:, rows].flatten(0, 1)).chunk(len(images))
+                    metrics.update(batch[rows], restored[rows], *logits)
+        return restored
+
+    def _log_metrics(self, prefix: str, metrics: RestorationMetrics) -> dict[str, float]:
+        if not metrics.update_called:
+            return {}
+        values = {prefix + key: value for key, value in metrics.compute().items()}
+        for key, value in values.items():  # already the same on all ranks: sync_dist only says so
+            self.log(key, value, prog_bar=key == f"{prefix}restored_accuracy", sync_dist=True, batch_size=1)
+        metrics.reset()
+        return values

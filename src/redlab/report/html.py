@@ -1,0 +1,124 @@
+"""One self-contained HTML page per run: everything is inside the file, nothing is fetched."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from PIL import Image
+
+from redlab.report.figures import SERIES, Pixels, figure_pixels
+from redlab.report.tables import ACCURACIES, Table, percent
+from redlab.report.tables import html as table_html
+
+_STYLE = """
+:root { --ink:#1f2933; --muted:#697586; --rule:#e3e7ec; --good:#1a7f4b; --bad:#c0392b; --warn:#a86b00; }
+* { box-sizing: border-box; }
+body { margin:0; background:#f5f6f8; color:var(--ink); font:15px/1.55 system-ui, "Segoe UI", Roboto, sans-serif; }
+main { max-width: 1080px; margin: 0 auto; padding: 36px 24px 64px; }
+h1 { font-size: 26px; line-height:1.25; margin: 0 0 6px; }
+h2 { font-size: 17px; margin: 38px 0 12px; }
+h3 { font-size: 14px; margin: 0 0 10px; }
+p { margin: 0 0 10px; }
+.summary { color: var(--muted); white-space: pre-line; max-width: 80ch; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(200px, 1fr)); gap: 14px; }
+.tile, .card { background:#fff; border:1px solid var(--rule); border-radius:10px; }
+.tile { padding: 16px 18px; border-top: 4px solid var(--tone); }
+.tile b { display:block; font-size: 30px; line-height:1.2; font-variant-numeric: tabular-nums; }
+.tile small { font-size: 18px; line-height: 36px; color: var(--muted); }
+.tile span { color: var(--muted); font-size: 13px; }
+.card { padding: 18px; margin-bottom: 16px; }
+figure { margin: 0; } figure img { max-width: 100%; height: auto; display: block; margin: 0 auto; }
+figcaption { color: var(--muted); font-size: 13px; margin-top: 10px; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: 14px; }
+th, td { padding: 7px 12px; text-align: right; border-bottom: 1px solid var(--rule); }
+th { color: var(--muted); font-weight: 600; font-size: 13px; }
+th:first-child, td:first-child { text-align: left; }
+tbody tr:last-child td { border-bottom: 0; }
+.holds { color: var(--good); font-weight: 600; } .fails { color: var(--bad); font-weight: 600; }
+.tie { color: var(--warn); font-weight: 600; }
+.note { color: var(--muted); font-size: 13px; margin: 10px 0 0; }
+details summary { cursor: pointer; font-weight: 600; }
+pre { overflow-x: auto; font: 12.5px/1.5 ui-monospace, Menlo, Consolas, monospace; margin: 12px 0 0; }
+@media print { body { background:#fff; } .card, .tile { break-inside: avoid; } }
+"""
+
+_TILES = dict(zip(ACCURACIES, SERIES, strict=False))  # the colours of the bars
+
+
+def write_report(
+    path: Path,
+    *,
+    title: str,
+    summary: str,
+    metrics: Mapping[str, float],
+    figures: Mapping[str, Figure | Pixels],
+    config: str | Mapping[str, object],
+    tables: Sequence[Table] = (),
+    verdicts: Table | None = None,
+    prefix: str = "test/",
+) -> Path:
+    """Writes the report of a run: headline numbers, figures, tables, verdicts, config.
+
+    Args:
+        path: the file to write; its folder is made where needed.
+        title: heading of the page.
+        summary: a few lines of plain text below it.
+        metrics: flat numbers of the run; the four accuracies become the headline, "not measured" where one is
+            missing; no headline without any.
+        figures: caption -> figure or (H, W, 3) uint8; packed into the page as PNG.
+        config: YAML text, or plain values that are shown as JSON.
+        tables: further tables, usually the numbers per attack.
+        verdicts: a table of conclusions whose cells may be "holds", "tie" or "fails".
+        prefix: stage in front of the measures' names.
+
+    Returns:
+        ``path``.
+    """
+    config_text = config if isinstance(config, str) else json.dumps(config, indent=2, default=str)
+    parts = [f"<h1>{escape(title)}</h1>", f"<p class='summary'>{escape(summary)}</p>"]
+    if any(prefix + name in metrics for name in ACCURACIES):  # a study's page has no such numbers of its own
+        parts.append(_tiles(metrics, prefix))
+    if figures:
+        parts.append("<h2>Figures</h2>")
+        parts += [_figure(caption, picture) for caption, picture in figures.items()]
+    for heading, group in (("Numbers", list(tables)), ("Verdicts", [verdicts] if verdicts else [])):
+        if group:
+            parts.append(f"<h2>{heading}</h2>")
+            parts += [f"<div class='card'>{table_html(table)}</div>" for table in group]
+    parts.append("<h2>Configuration</h2>")
+    shown = f"<details><summary>resolved configuration</summary><pre>{escape(config_text)}</pre></details>"
+    parts.append(f"<div class='card'>{shown}</div>")
+    page = (
+        "<!DOCTYPE html>\n<html lang='en'><head><meta charset='utf-8'>\n"
+        "<meta name='viewport' content='width=device-width, initial-scale=1'>\n"
+        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style></head>\n<body><main>\n"
+        + "\n".join(parts)
+        + "\n</main></body></html>\n"
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def _tiles(metrics: Mapping[str, float], prefix: str) -> str:
+    tiles = []
+    for name, text in ACCURACIES.items():
+        value = metrics.get(prefix + name)
+        shown = "<small>not measured</small>" if value is None else percent(value)
+        tiles.append(f"<div class='tile' style='--tone:{_TILES[name]}'><b>{shown}</b><span>{escape(text)}</span></div>")
+    return "<h2>Accuracy</h2><div class='tiles'>" + "".join(tiles) + "</div>"
+
+
+def _figure(caption: str, picture: Figure | Pixels) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(figure_pixels(picture) if isinstance(picture, Figure) else picture).save(buffer, format="PNG")
+    data = base64.b64encode(buffer.getvalue()).decode("ascii")
+    image = f'<img alt="{escape(caption)}" src="data:image/png;base64,{data}">'
+    return f"<figure class='card'>{image}<figcaption>{escape(caption)}</figcaption></figure>"

@@ -1,0 +1,184 @@
+"""What stands around a network: padding, normalisation, a feature layer by name, and for victims the freezing."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class ImageClassifier(nn.Module):
+    """Images (B, C, H, W) in [0, 1] -> pad with black -> (x - mean) / std -> backbone -> logits (B, K).
+
+    Args:
+        backbone: any module that returns logits.
+        num_classes: K.
+        mean: per channel, or one number for all channels; None means 0.
+        std: likewise; None means 1.
+        input_size: smaller images are padded centrally with black up to it; larger ones pass as they are.
+        feature_layer: dotted name of the module inside the backbone whose output ``features`` returns.
+        name: what messages call this network.
+
+    Raises:
+        ValueError: a number out of range, or a feature layer that the backbone does not have.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        *,
+        num_classes: int,
+        mean: Sequence[float] | float | None = None,
+        std: Sequence[float] | float | None = None,
+        input_size: int | None = None,
+        feature_layer: str | None = None,
+        name: str = "",
+    ) -> None:
+        super().__init__()
+        if num_classes < 2:
+            raise ValueError(f"num_classes must be at least 2, got {num_classes}")
+        if input_size is not None and input_size < 1:
+            raise ValueError(f"input_size must be positive, got {input_size}")
+        means, stds = _per_channel(mean, 0.0), _per_channel(std, 1.0)
+        if min(stds) <= 0:
+            raise ValueError(f"std must be positive, got {stds}")
+        if len(means) != len(stds) and 1 not in (len(means), len(stds)):
+            raise ValueError(f"mean and std differ in length: {means} and {stds}")
+        self.backbone = backbone
+        self.num_classes = num_classes
+        self.input_size = input_size
+        self.feature_layer = feature_layer
+        self.name = name
+        with torch.inference_mode(False):  # a buffer made inside inference mode could never take part in a gradient
+            self.register_buffer("mean", torch.tensor(means).view(1, -1, 1, 1), persistent=False)
+            self.register_buffer("std", torch.tensor(stds).view(1, -1, 1, 1), persistent=False)
+        if feature_layer is not None:
+            self.layer(feature_layer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) in [0, 1] -> (B, K) logits.
+
+        Raises:
+            ValueError: the images do not have the channels of mean and std, or the backbone not K logits.
+        """
+        # Broadcasting would silently turn one channel into three.
+        if self._channels() not in (1, x.shape[1]):
+            raise ValueError(
+                f"victim '{self.name}' normalises {self._channels()} channels, the images have {x.shape[1]}"
+            )
+        if self.input_size is not None:
+            x = _pad_to(x, self.input_size)
+        logits = self.backbone((x - self.mean) / self.std)
+        if not isinstance(logits, Tensor) or logits.shape != (len(x), self.num_classes):
+            got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise ValueError(f"victim '{self.name}' should return logits {(len(x), self.num_classes)}, got {got}")
+        return logits
+
+    def features(self, x: Tensor) -> Tensor:
+        """Output of ``feature_layer`` for images (B, C, H, W); gradients flow back to them.
+
+        Raises:
+            ValueError: no feature layer is set, or the forward pass does not reach it.
+        """
+        seen: list[Tensor] = []
+        # The clone keeps the values if the next module (a ReLU, mostly) works in place.
+        handle = self.layer().register_forward_hook(lambda _module, _input, output: seen.append(output.clone()))
+        try:
+            self(x)
+        finally:
+            handle.remove()
+        if not seen:
+            raise ValueError(f"layer '{self.feature_layer}' of victim '{self.name}' is not used in its forward pass")
+        return seen[-1]
+
+    def layer(self, name: str | None = None) -> nn.Module:
+        """The module of the backbone with this dotted name, by default the feature layer.
+
+        Raises:
+            ValueError: no name is given or set, or there is no such module.
+        """
+        name = self.feature_layer if name is None else name
+        if name is None:
+            raise ValueError(f"victim '{self.name}' has no feature_layer")
+        modules: dict[str, nn.Module] = dict(self.backbone.named_modules())
+        if name not in modules:
+            near = difflib.get_close_matches(name, modules, n=5, cutoff=0.4) or list(modules)[-5:]
+            raise ValueError(f"victim '{self.name}' has no layer '{name}'; near names: {', '.join(near)}")
+        return modules[name]
+
+    def describe(self) -> dict[str, Any]:
+        """Plain values from which ``redlab.victims.load`` rebuilds this object around its weights."""
+        return {
+            "architecture": getattr(self.backbone, "redlab_arch", None),
+            "class": f"{type(self.backbone).__module__}.{type(self.backbone).__qualname__}",
+            "num_classes": self.num_classes,
+            "mean": self.mean.flatten().tolist(),
+            "std": self.std.flatten().tolist(),
+            "input_size": self.input_size,
+            "feature_layer": self.feature_layer,
+            "name": self.name,
+        }
+
+    def _channels(self) -> int:
+        return max(self.mean.numel(), self.std.numel())
+
+
+class Victim(ImageClassifier):
+    """An image classifier that is frozen and in eval mode for good; ``train()`` leaves it there.
+
+    The backbone itself is frozen, not a copy of it. Takes the arguments of ``ImageClassifier`` and
+
+    Args:
+        backbone: any module that returns logits.
+        clean_accuracy: in [0, 1], where it is known.
+        settings: ``num_classes``, ``mean``, ``std``, ``input_size``, ``feature_layer`` and ``name``.
+
+    Raises:
+        ValueError: as for ``ImageClassifier``, or the backbone was made inside ``torch.inference_mode``.
+
+    >>> victim = Victim(nn.Sequential(nn.Flatten(), nn.Linear(9, 2)), num_classes=2, input_size=3)
+    >>> victim(torch.zeros(4, 1, 2, 2)).shape, victim.train().training
+    (torch.Size([4, 2]), False)
+    """
+
+    def __init__(self, backbone: nn.Module, *, clean_accuracy: float | None = None, **settings: Any) -> None:
+        super().__init__(backbone, **settings)
+        if any(tensor.is_inference() for tensor in [*backbone.parameters(), *backbone.buffers()]):
+            raise ValueError(f"victim '{self.name}' was made inside torch.inference_mode and can have no gradients")
+        self.clean_accuracy = clean_accuracy
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> Victim:
+        """Stays in eval mode."""
+        super().train(False)
+        return self
+
+
+def state_hash(module: nn.Module) -> str:
+    """sha256 over the names, types, shapes and bytes of all parameters and buffers, the normalisation included."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted([*module.named_parameters(), *module.named_buffers()], key=lambda item: item[0]):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _per_channel(value: Sequence[float] | float | None, default: float) -> list[float]:
+    if value is None:
+        return [default]
+    return [float(value)] if isinstance(value, (int, float)) else [float(v) for v in value]
+
+
+def _pad_to(x: Tensor, size: int) -> Tensor:
+    """Centres images in black up to size x size; an odd difference goes to the right and the bottom."""
+    high, wide = (max(size - side, 0) for side in x.shape[-2:])
+    return F.pad(x, (wide // 2, wide - wide // 2, high // 2, high - high // 2))

@@ -1,0 +1,391 @@
+"""What every attack promises. A new attack joins by one line in ATTACKS."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fractions
+import pathlib
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import torch.nn.functional as F
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+
+from redlab.attacks import FGSM, PGD, RFGSM, SampleRng
+
+
+class Case(NamedTuple):
+    name: str
+    make: Callable[..., Any]  # takes fields of the attack
+    norm: str | None  # of the budget eps; None where an attack has none
+    draws: bool = True  # whether it uses its rng
+
+
+ATTACKS = [
+    Case("fgsm", FGSM, "linf", draws=False),
+    Case("rfgsm", RFGSM, "linf"),
+    Case("pgd-linf", PGD, "linf"),
+    Case("pgd-l2", partial(PGD, norm="l2"), "l2"),
+    Case("pgd-no-random-start", partial(PGD, random_start=False), "linf", draws=False),
+]
+
+VOCABULARY = {
+    *("norm", "eps", "alpha", "step_size", "steps", "random_start"),
+    *("confidence", "c", "lr", "binary_search_steps", "overshoot", "gamma", "queries"),
+}
+
+EPS = {"linf": 0.1, "l2": 1.0}
+KINDS = ["untargeted", "targeted"]
+ROOT = pathlib.Path(__file__).parents[2]
+
+every = pytest.mark.parametrize("case", ATTACKS, ids=lambda case: case.name)
+budgeted = pytest.mark.parametrize("case", [c for c in ATTACKS if c.norm], ids=lambda case: case.name)
+both = pytest.mark.parametrize("kind", KINDS)
+
+
+def attack_of(case: Case, **values: Any) -> Any:
+    return case.make(**({"eps": EPS[case.norm]} if case.norm else {}) | values)
+
+
+def field_names(case: Case) -> set[str]:
+    return {field.name for field in dataclasses.fields(case.make())}
+
+
+def network(channels: int = 3, classes: int = 4, seed: int = 0) -> nn.Module:
+    """A small network with everything that has a train mode; its logits are all negative."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        norm = nn.BatchNorm2d(6)
+        norm.running_mean.uniform_(-0.3, 0.3)
+        norm.running_var.uniform_(0.1, 0.5)
+        head = nn.Linear(6 * 4, classes)
+        head.bias.data.sub_(50.0)
+        body = [nn.Conv2d(channels, 6, 3, padding=1), norm, nn.Tanh(), nn.AdaptiveAvgPool2d(2), nn.Dropout(0.5)]
+        return nn.Sequential(nn.Sequential(*body), nn.Flatten(), head).eval()
+
+
+def images(rows: int = 8, shape: tuple[int, int, int] = (3, 7, 5), seed: int = 1) -> Tensor:
+    """Half of the pixels lie exactly at 0 or 1."""
+    wide = torch.rand(rows, *shape, generator=torch.Generator().manual_seed(seed)) * 2 - 0.5
+    return wide.clamp(0, 1)
+
+
+def labels(model: nn.Module, x: Tensor, kind: str) -> tuple[Tensor, Tensor | None]:
+    with torch.no_grad():
+        logits = model(x)
+    y = logits.argmax(1)
+    return y, (y + 1) % logits.shape[1] if kind == "targeted" else None
+
+
+def sizes(delta: Tensor, norm: str) -> Tensor:
+    flat = delta.double().flatten(1)
+    return flat.abs().amax(1) if norm == "linf" else flat.norm(dim=1)
+
+
+def goal(model: nn.Module, x: Tensor, y: Tensor, target: Tensor | None) -> Tensor:
+    """What the attack wants more of."""
+    with torch.no_grad():
+        logits = model(x)
+    if target is None:
+        return F.cross_entropy(logits, y, reduction="none")
+    return -F.cross_entropy(logits, target, reduction="none")
+
+
+def check_threat_model(case: Case, x: Tensor, x_adv: Tensor, eps: float | None = None) -> None:
+    assert x_adv.shape == x.shape
+    assert x_adv.dtype == torch.float32
+    assert not x_adv.requires_grad
+    assert not x_adv.is_inference()
+    assert bool(torch.isfinite(x_adv).all())
+    assert x_adv.min() >= 0
+    assert x_adv.max() <= 1
+    if case.norm:
+        assert sizes(x_adv - x, case.norm).max() <= (EPS[case.norm] if eps is None else eps) + 1e-6
+
+
+@every
+def test_is_a_frozen_keyword_only_dataclass_of_house_words(case: Case) -> None:
+    cls = type(case.make())
+    assert cls.__dataclass_params__.frozen
+    assert all(field.kw_only for field in dataclasses.fields(cls))
+    assert field_names(case) <= VOCABULARY
+    with pytest.raises(TypeError):
+        cls(0.1)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "conf" / "attack").glob("*.yaml")), ids=lambda path: path.stem)
+def test_yaml_says_the_defaults(path: pathlib.Path) -> None:
+    said = OmegaConf.to_container(OmegaConf.load(path))
+    assert isinstance(said, dict)
+    classes = {f"redlab.attacks.{type(case.make()).__name__}": type(case.make()) for case in ATTACKS}
+    target = said.pop("_target_")
+    assert target in classes, f"{target} is not in ATTACKS"
+    number = {k: float(fractions.Fraction(v)) if isinstance(v, str) and "/" in v else v for k, v in said.items()}
+    assert number == {field.name: field.default for field in dataclasses.fields(classes[target])}
+
+
+@both
+@every
+def test_in_the_budget_and_effective(case: Case, kind: str) -> None:
+    model, x = network(), images(16)
+    y, target = labels(model, x, kind)
+    kept = x.clone()
+    x_adv = attack_of(case)(model, x, y, target=target)
+    check_threat_model(case, x, x_adv)
+    assert torch.equal(x, kept)
+    assert x_adv.data_ptr() != x.data_ptr()
+    assert bool((goal(model, x_adv, y, target) > goal(model, x, y, target)).all())
+
+
+@both
+@budgeted
+def test_eps_zero_is_the_identity(case: Case, kind: str) -> None:
+    model, x = network(), images()
+    y, target = labels(model, x, kind)
+    assert torch.equal(attack_of(case, eps=0)(model, x, y, target=target), x)
+    eps = torch.full((8,), EPS[case.norm or ""])
+    eps[3] = 0
+    x_adv = attack_of(case, eps=eps)(model, x, y, target=target)
+    assert torch.equal(x_adv[3], x[3])
+    assert not torch.equal(x_adv[4], x[4])
+
+
+@both
+@every
+def test_rows_do_not_depend_on_each_other(case: Case, kind: str) -> None:
+    model, x = network(), images(64)
+    y, target = labels(model, x, kind)
+    rng = SampleRng(5, "train", 2, torch.randperm(1000, generator=torch.Generator().manual_seed(0))[:64])
+    attack = attack_of(case)
+    whole = attack(model, x, y, target=target, rng=rng)
+
+    def rows(part: Tensor) -> Tensor:
+        return attack(model, x[part], y[part], target=None if target is None else target[part], rng=rng[part])
+
+    for size in (1, 7):
+        split = torch.cat([rows(part) for part in torch.arange(64).split(size)])
+        torch.testing.assert_close(split, whole, rtol=0, atol=1e-6)
+    order = torch.randperm(64, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(rows(order), whole[order], rtol=0, atol=1e-6)
+
+
+@every
+def test_deterministic_under_its_rng(case: Case) -> None:
+    model, x = network(), images()
+    y, _ = labels(model, x, "untargeted")
+    attack, rng = attack_of(case), SampleRng(3, "test", 0, torch.arange(8))
+    first = attack(model, x, y, rng=rng)
+    torch.manual_seed(99)
+    assert torch.equal(attack(model, x, y, rng=rng), first)
+    default = SampleRng(0, "test", 0, torch.arange(8))
+    assert torch.equal(attack(model, x, y), attack(model, x, y, rng=default))
+    other = attack(model, x, y, rng=SampleRng(4, "test", 0, torch.arange(8)))
+    assert torch.equal(other, first) != case.draws
+
+
+class Probe(nn.Module):
+    """Counts the calls of a network, draws global random numbers, and raises at one call if told to."""
+
+    def __init__(self, inner: nn.Module, raise_at: int = 0) -> None:
+        super().__init__()
+        self.inner, self.raise_at, self.calls = inner, raise_at, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        torch.rand(3)
+        assert not any(module.training for module in self.modules())
+        assert not torch.is_autocast_enabled("cpu")
+        if self.calls == self.raise_at:
+            raise KeyError("the model broke")
+        return self.inner(x)
+
+
+def snapshot(model: nn.Module) -> list[Any]:
+    grads = [None if p.grad is None else (id(p.grad), p.grad.tolist()) for p in model.parameters()]
+    modes = (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu"))
+    return [
+        [module.training for module in model.modules()],
+        [p.requires_grad for p in model.parameters()],
+        {name: t.tolist() for name, t in model.state_dict().items()},
+        grads,
+        torch.get_rng_state().tolist(),
+        modes,
+    ]
+
+
+CONTEXTS = {
+    "plain": contextlib.nullcontext,
+    "no_grad": torch.no_grad,
+    "inference_mode": torch.inference_mode,
+    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+}
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+@every
+def test_leaves_no_trace_in_any_context(case: Case, context: str) -> None:
+    net, x = network(), images()
+    y, target = labels(net, x, "targeted")
+    expected = attack_of(case)(net, x, y, target=target)
+    model = Probe(net).train()
+    assert all(p.requires_grad for p in net.parameters())
+    net[0][1].eval()  # a module within a module in train mode, itself in eval mode
+    parameters = list(model.parameters())
+    parameters[0].requires_grad_(False)
+    for p in parameters[1:3]:
+        p.grad = torch.ones_like(p)
+    with CONTEXTS[context]():
+        before = snapshot(model)
+        x_adv = attack_of(case)(model, x.clone(), y.clone(), target=None if target is None else target.clone())
+        assert snapshot(model) == before
+    torch.testing.assert_close(x_adv, expected, rtol=0, atol=1e-6)
+    assert model.calls > 0
+    for call in range(1, model.calls + 1):
+        broken = Probe(net, raise_at=call).train()
+        with CONTEXTS[context]():
+            before = snapshot(broken)
+            with pytest.raises(KeyError):
+                attack_of(case)(broken, x, y, target=target)
+            assert snapshot(broken) == before
+
+
+PER_ROW = [(c, field) for c in ATTACKS for field in ("eps", "alpha", "step_size", "steps") if field in field_names(c)]
+
+
+@pytest.mark.parametrize(("case", "field"), PER_ROW, ids=[f"{c.name}-{field}" for c, field in PER_ROW])
+def test_numbers_per_row_equal_separate_calls(case: Case, field: str) -> None:
+    model, x = network(), images()
+    y, target = labels(model, x, "targeted")
+    rng, top = SampleRng.for_batch(x), EPS[case.norm or "linf"]
+    values = torch.tensor([3, 1, 7, 1, 2, 7, 5, 1]) if field == "steps" else torch.linspace(0, top, 8)
+    together = attack_of(case, **{field: values})(model, x, y, target=target)
+    for row, value in enumerate(values.tolist()):
+        part = torch.tensor([row])
+        alone = attack_of(case, **{field: value})(model, x[part], y[part], target=(y + 1)[part] % 4, rng=rng[part])
+        torch.testing.assert_close(together[part], alone, rtol=0, atol=1e-6)
+
+
+@both
+@every
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("shape", [(1, 4, 9), (3, 6, 2)], ids=str)
+def test_few_classes_odd_shapes_and_one_row(case: Case, kind: str, classes: int, shape: tuple[int, int, int]) -> None:
+    model, x = network(shape[0], classes), images(1, shape)
+    y, target = labels(model, x, kind)
+    x_adv = attack_of(case)(model, x, y, target=target)
+    check_threat_model(case, x, x_adv)
+    assert not torch.equal(x_adv, x)
+
+
+@pytest.mark.parametrize("pixel", [0.0, 1.0])
+@every
+def test_flat_images_at_the_ends_of_the_range(case: Case, pixel: float) -> None:
+    model, x = network(), torch.full((2, 3, 7, 5), pixel)
+    y, _ = labels(model, x, "untargeted")
+    check_threat_model(case, x, attack_of(case)(model, x, y))
+
+
+class Flat(nn.Module):
+    """Its gradient is zero everywhere."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1)[:, :3] * 0.0 - 1.0
+
+
+@both
+@every
+def test_zero_gradient(case: Case, kind: str) -> None:
+    x = images()
+    y, target = labels(Flat(), x, kind)
+    check_threat_model(case, x, attack_of(case)(Flat(), x, y, target=target))
+
+
+@every
+def test_rows_that_are_wrong_already(case: Case) -> None:
+    model, x = network(), images()
+    with torch.no_grad():
+        wrong = model(x).argmin(1)
+    x_adv = attack_of(case)(model, x, wrong)
+    check_threat_model(case, x, x_adv)
+
+
+@every
+def test_input_that_requires_grad(case: Case) -> None:
+    model, x = network(), images()
+    y, _ = labels(model, x, "untargeted")
+    x_adv = attack_of(case)(model, x.clone().requires_grad_(), y)
+    assert not x_adv.requires_grad
+    assert torch.equal(x_adv, attack_of(case)(model, x, y))
+
+
+def bad_images(value: float) -> Tensor:
+    x = images()
+    x[2, 1, 3, 0] = value
+    return x
+
+
+Y = torch.zeros(8, dtype=torch.int64)
+BAD_INPUT = {
+    "too large": (bad_images(1.5), Y, None, r"1\.5"),
+    "negative": (bad_images(-0.25), Y, None, r"-0\.25"),
+    "NaN": (bad_images(float("nan")), Y, None, "nan"),
+    "infinite": (bad_images(float("inf")), Y, None, "inf"),
+    "three dimensions": (images()[0], Y, None, r"\(3, 7, 5\)"),
+    "no rows": (images()[:0], Y[:0], None, r"\(0, 3, 7, 5\)"),
+    "float64": (images().double(), Y, None, "float64"),
+    "uint8": ((images() * 255).byte(), Y, None, "uint8"),
+    "label shape": (images(), Y[:5], None, r"\(5,\)"),
+    "label type": (images(), Y.float(), None, "float32"),
+    "label below 0": (images(), Y - 3, None, "-3"),
+    "label above K": (images(), Y + 4, None, "label 4 .* 4 classes"),
+    "target shape": (images(), Y, Y[:5] + 1, r"\(5,\)"),
+    "target type": (images(), Y, Y.int() + 1, "int32"),
+    "target below 0": (images(), Y, Y - 1, "-1"),
+    "target above K": (images(), Y, Y + 9, "label 9 .* 4 classes"),
+    "target is label": (images(), Y + 2, torch.tensor([0, 1, 3, 0, 1, 2, 0, 1]), "got 2"),
+}
+
+
+@pytest.mark.parametrize("bad", BAD_INPUT)
+@every
+def test_bad_input_is_named(case: Case, bad: str) -> None:
+    x, y, target, message = BAD_INPUT[bad]
+    with pytest.raises(ValueError, match=message):
+        attack_of(case)(network(), x, y, target=target)
+
+
+BAD_NUMBERS = [
+    *(("eps", -0.5, r"-0\.5"), ("eps", float("nan"), "nan"), ("eps", float("inf"), "inf"), ("eps", "8/255", "8/255")),
+    *(("eps", torch.full((8,), -0.5), r"-0\.5"), ("eps", torch.ones(5), r"\(5,\)"), ("eps", True, "True")),
+    *(("alpha", -0.5, r"-0\.5"), ("alpha", 3.0, "3 > "), ("step_size", -2.0, "-2")),
+    *(("steps", 0, "got 0"), ("steps", -3, "-3"), ("steps", 2.5, r"2\.5"), ("steps", torch.zeros(8).long(), "got 0")),
+    *(("steps", torch.ones(8), "float32"), ("norm", "l7", "l7")),
+]
+
+
+BAD_FIELDS = [(c, *bad) for c in ATTACKS for bad in BAD_NUMBERS if bad[0] in field_names(c)]
+
+
+@pytest.mark.parametrize(
+    ("case", "field", "value", "message"), BAD_FIELDS, ids=[f"{c.name}-{f}-{m}" for c, f, _, m in BAD_FIELDS]
+)
+def test_bad_numbers_are_named(case: Case, field: str, value: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        attack_of(case, **{field: value})(network(), images(), Y)
+
+
+@every
+def test_model_that_does_not_return_logits(case: Case) -> None:
+    with pytest.raises(ValueError, match=r"\(8, 3, 7, 5\)"):
+        attack_of(case)(nn.Identity(), images(), Y)
+
+
+@pytest.mark.parametrize("case", [c for c in ATTACKS if c.draws], ids=lambda case: case.name)
+def test_rng_of_another_length(case: Case) -> None:
+    with pytest.raises(ValueError, match="5 indices for 8"):
+        attack_of(case)(network(), images(), Y, rng=SampleRng(0, "test", 0, torch.arange(5)))

@@ -1,0 +1,8 @@
+"""Train a method: ``python train.py method=cdd_red data=fashion_mnist`` (``--help`` lists the options)."""
+
+import sys
+
+from redlab.cli import train
+
+if __name__ == "__main__":
+    sys.exit(train())
