@@ -247,8 +247,8 @@ def test_every_stage_gives_what_craft_gives(inference_mode):
         assert [i for i, _ in recorder.seen[stage]] == [i for i, _ in tests]
         for (_, batch), (_, wanted) in zip(recorder.seen[stage], tests, strict=True):
             same(batch, wanted)
-            assert not batch.adv.is_inference()
-            assert not batch.label.is_inference()
+            kept = [value for value in vars(batch).values() if value is not None]
+            assert not any(value.is_inference() for value in kept)  # or a step could never take gradients
     for i, batch in recorder.seen["test"]:
         assert (batch.attack == cells[i].attack).all()
         assert (batch.victim == cells[i].victim).all()
@@ -431,7 +431,7 @@ CONF = Path(__file__).parents[2] / "conf" / "data"
 @pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_configs_build(path, tmp_path):
     config = OmegaConf.load(path)
-    if "root" in config:
+    if path.stem != "digits":
         config.root = str(tmp_path)
     if path.stem == "image_folder":
         config.num_classes = 2

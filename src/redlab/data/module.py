@@ -254,28 +254,25 @@ class AttackDataModule(LightningDataModule):
         Returns:
             Clean and attacked images, float32 in [0, 1], as ordinary tensors also under inference mode.
         """
-        # clones: tensors made under inference mode can never take part in a gradient
-        with torch.inference_mode(False), torch.no_grad():
-            raw = RawBatch(*(value.clone() for value in raw))
-            x = raw.image.float() / 255 if raw.image.dtype == torch.uint8 else raw.image.float()
-            plan = self.mix.plan(
-                raw.index,
-                raw.position,
-                stage=stage,
-                epoch=epoch,
-                victim_names=tuple(self.victims),
-                cell=None if cell is None else Cell(cell.attack, cell.victim),
-            )
-            return self.mix.craft(
-                self.victims,
-                x,
-                raw.label,
-                plan,
-                valid=raw.valid,
-                defender=defender,
-                against="defended" if cell is not None and cell.adaptive else None,
-                want_fooled=want_fooled,
-            )
+        x = raw.image.float() / 255 if raw.image.dtype == torch.uint8 else raw.image.float()
+        plan = self.mix.plan(
+            raw.index,
+            raw.position,
+            stage=stage,
+            epoch=epoch,
+            victim_names=tuple(self.victims),
+            cell=None if cell is None else Cell(cell.attack, cell.victim),
+        )
+        return self.mix.craft(
+            self.victims,
+            x,
+            raw.label,
+            plan,
+            valid=raw.valid,
+            defender=defender,
+            against="defended" if cell is not None and cell.adaptive else None,
+            want_fooled=want_fooled,
+        )
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Attacks what a loader yielded; anything else passes through."""
