@@ -255,6 +255,8 @@ def _check_fields(cfg: DictConfig) -> None:
                     f"method=classifier has no victim to attack, but mix component {name} does: "
                     f"add mix=clean, or mix=adversarial_training."
                 )
+    if trainer.get("overfit_batches"):
+        raise ConfigError("trainer.overfit_batches would show other images in every epoch; use data.limit_train=8.")
     guide = cfg.method.get("guide")
     if guide is not None and guide not in cfg.victims:
         raise ConfigError(f"method.guide={guide} is not one of the victims: {', '.join(cfg.victims)}.")

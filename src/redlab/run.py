@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import signal
+import sys
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -41,7 +42,7 @@ from redlab.studies.study import Card, Study, card_figure, card_markdown, card_t
 from redlab.victims import Victim, state_hash
 from redlab.victims.classifier import Classifier
 
-console = Console()
+console = Console(width=None if sys.stdout.isatty() else 120)
 
 
 class Stopped(Exception):
@@ -80,7 +81,8 @@ def _settings(cfg: DictConfig, name: str) -> dict[str, Any]:
 
 def _trained_victim(cfg: DictConfig, name: str) -> Path:
     """The file of a small victim; trains it under a lock if it is not there yet."""
-    data = {k: v for k, v in _plain(cfg.data).items() if k not in ("num_workers", "eval_batch_size", "limit_test")}
+    elsewhere = ("root", "download", "source", "num_workers", "eval_batch_size", "limit_test")  # change no victim
+    data = {k: v for k, v in _plain(cfg.data).items() if k not in elsewhere}
     recipe = DictConfig(OmegaConf.merge(cfg.victim_training, cfg.victims[name].training))
     identity = json.dumps([_plain(cfg.victims[name]), data, _plain(recipe)], sort_keys=True)
     folder = Path(cfg.victim_root) / str(cfg.data.name)

@@ -29,7 +29,7 @@ def printed_metrics(column: str) -> dict[str, float]:
         "test/d_attack": 2.0,
         "test/attacked_accuracy": 0.05,
         "test/restored_accuracy": 0.8,
-        "test/adaptive_restored_accuracy": 0.125,
+        "test/adaptive_restored_accuracy/pgd": 0.125,
         "test/d/pgd": 4.0,
         "test/d/pgd/lenet": float("nan"),
         "test/psnr/pgd": 30.0,
@@ -152,14 +152,14 @@ def test_unknown_sign_is_refused() -> None:
 
 
 def test_runs_get_the_scale_the_method_the_users_words_and_the_seed() -> None:
-    runner = Runner()
+    runner, plain = Runner(), "method.aug_mode=none"
     card = run(runner=runner, seeds=(3, 5), scale="small", overrides=["data=mnist"])
     assert runner.calls == [
-        ["trainer.max_epochs=3", method, "data=mnist", f"seed={seed}"]
-        for method in ("method=do", "method=ds", "method=cdd_red")
+        ["trainer.max_epochs=3", *words, "data=mnist", f"seed={seed}"]
+        for words in (["method=do", plain], ["method=ds", plain], ["method=cdd_red"])
         for seed in (3, 5)
     ]
-    assert card.runs["DO"] == ["trainer.max_epochs=3", "method=do", "data=mnist"]
+    assert card.runs["DO"] == ["trainer.max_epochs=3", "method=do", "method.aug_mode=none", "data=mnist"]
     assert card.seeds == [3, 5]
 
 
@@ -174,7 +174,7 @@ def test_unknown_scale_seedless_run_and_missing_numbers_are_refused() -> None:
         run(seeds=())
     with pytest.raises(ValueError, match="DS gave test/d = nan"):
         run(lambda c, _, metrics: metrics | ({"test/d": float("nan")} if c == "DS" else {}))
-    with pytest.raises(ValueError, match="adaptive_restored_accuracy = None"):
+    with pytest.raises(ValueError, match="adaptive_restored_accuracy/pgd = None"):
         run(lambda c, _, metrics: {k: v for k, v in metrics.items() if "adaptive" not in k})
 
 
@@ -196,11 +196,11 @@ def test_numbers_have_their_units_and_stay_with_their_data() -> None:
     card = run()
     assert card.numbers["PA_benign"]["DO"]["mean"] == pytest.approx(42.80)
     assert card.numbers["rms(x_RED - x)"]["DO"]["mean"] == pytest.approx(9.32 / 28 * 255)
-    assert card.numbers["accuracy, restored, attacker knows the defence"]["DS"]["mean"] == pytest.approx(12.5)
+    assert card.numbers["accuracy, restored, PGD that knows the defence"]["DS"]["mean"] == pytest.approx(12.5)
     numbers, conclusions = card_tables(card)
     assert numbers.columns == ("measure", "DO", "DO (paper)", "DS", "DS (paper)", "CDD-RED", "CDD-RED (paper)")
     rows = {row[0]: row[1:] for row in numbers.rows}
-    assert rows["accuracy, restored, attacker knows the defence [%]"] == ("12.50", "–") * 3  # not in the paper
+    assert rows["accuracy, restored, PGD that knows the defence [%]"] == ("12.50", "–") * 3  # not in the paper
     assert rows["PA_benign [%]"][1::2] == ("42.80", "86.64", "85.71")
     assert rows["rms(x_RED - x) [1/255]"][1] == "–"
     assert "fashion_mnist" in numbers.notes[0]

@@ -7,7 +7,12 @@ from collections.abc import Mapping, Sequence
 from redlab.studies.paper_numbers import paper_table
 from redlab.studies.study import Measure, Predicate, Relation, Study
 
-RUNS = {"DO": ["method=do"], "DS": ["method=ds"], "CDD-RED": ["method=cdd_red"]}
+# The baselines are not augmented, whatever a scale chooses for CDD-RED.
+RUNS = {
+    "DO": ["method=do", "method.aug_mode=none"],
+    "DS": ["method=ds", "method.aug_mode=none"],
+    "CDD-RED": ["method=cdd_red"],
+}
 
 D = "d(x, x_RED)"
 LOGIT_BENIGN = "d(f(x), f(x_RED))"
@@ -25,8 +30,8 @@ MEASURES = (
     Measure(title="accuracy, attacked", key="test/attacked_accuracy", unit="%", scale=100, in_paper=False),
     Measure(title="accuracy, restored", key="test/restored_accuracy", unit="%", scale=100, in_paper=False),
     Measure(
-        title="accuracy, restored, attacker knows the defence",
-        key="test/adaptive_restored_accuracy",
+        title="accuracy, restored, PGD that knows the defence",
+        key="test/adaptive_restored_accuracy/pgd",
         unit="%",
         scale=100,
         in_paper=False,
