@@ -205,6 +205,8 @@ def training_curves(rows: Iterable[Mapping[str, Any]], title: str = "") -> Figur
             if key.startswith(("train/", "val/")) and key.count("/") == 1 and value not in ("", None):
                 curves.setdefault(key, []).append((float(row["step"]), float(value)))
     shares = {k: v for k, v in curves.items() if "accuracy" in k or k.split("/")[1].startswith("pa_")}
+    order = [f"val/{name}" for name in ACCURACIES]  # so that a colour means the same as in the bars
+    shares = dict(sorted(shares.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order)))
     losses = {k: v for k, v in curves.items() if "loss" in k}
     panels = [(name, found) for name, found in (("accuracy", shares), ("loss", losses)) if found]
     if not panels:

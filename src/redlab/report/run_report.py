@@ -61,7 +61,8 @@ def run_report(
         figures["restoration"] = _grid(examples, attack_names, victims, class_names)
     if "test/attacked_accuracy" in metrics:
         figures["accuracy"] = accuracy_bars(metrics)
-    if rows := _csv_rows(out):
+    trained = ("train/", "val/")  # an evaluation has neither
+    if rows := [r for r in _csv_rows(out) if any(value and key.startswith(trained) for key, value in r.items())]:
         figures["training"] = training_curves(rows)
     for name, figure in figures.items():
         log_figure(loggers, name, figure, folder=out / "figures")
@@ -88,7 +89,7 @@ def _grid(
     attack_names: Sequence[str],
     victims: Mapping[str, nn.Module],
     class_names: Sequence[str],
-    rows: int = 6,
+    rows: int = 4,
 ) -> Figure:
     """A few rows of every cell in turn, those whose attack succeeded first."""
     picked: list[tuple[AttackBatch, Tensor]] = []
