@@ -11,7 +11,7 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -19,9 +19,10 @@ from omegaconf.errors import OmegaConfBaseException
 from redlab.config import ConfigError, conf_dir, explain, finalise, parse, with_choices
 
 _EVALUATE_HELP = """\
-python evaluate.py run=<folder or checkpoint> [override ...]      another mix, data set or victim: mix=... data=... victim=...
+python evaluate.py run=<folder or checkpoint> [override ...]
 python evaluate.py study=<paper>/<table> [scale=smoke|small|paper] [seeds=[0,1]] [override ...]
 
+Overrides are those of train.py: mix=... data=... victim=... take another attack mix, data set or victim.
 Further keys: out=<folder> (where the numbers go), debug=true (full tracebacks).
 """
 
@@ -40,7 +41,24 @@ def _train(argv: list[str]) -> None:
     sys.argv[1:] = _resume_arguments(argv)
     # Hydra then raises instead of printing its own report, and _guarded says it in one sentence
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(_job)()
+    failures: list[Exception] = []
+
+    def job(cfg: DictConfig) -> float | None:
+        # an exception that reached Hydra would be reported twice, and would not stop a sweep that was told to stop
+        try:
+            return _job(cfg)
+        except Exception as error:
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                if type(error).__name__ == "Stopped":
+                    raise SystemExit(_report(error)) from error
+                print(f"error: {HydraConfig.get().runtime.output_dir}: {_sentence(error)}", file=sys.stderr)
+                error = ConfigError("A job of the sweep failed, see above.")
+            failures.append(error)
+            return None
+
+    hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(job)()
+    if failures:
+        raise failures[0]
 
 
 def _job(cfg: DictConfig) -> float:
@@ -71,12 +89,21 @@ def _resume_arguments(argv: list[str]) -> list[str]:
     """``resume=<folder>`` stands for the folder's own overrides and the same output folder."""
     resume = [a for a in argv if a.startswith("resume=")]
     if not resume:
-        return argv
+        into = [a.removeprefix("hydra.run.dir=").strip("'\"") for a in argv if a.startswith("hydra.run.dir=")]
+        again = bool(into) and Path(into[-1], ".hydra", "overrides.yaml").is_file()
+        return [*argv, "hydra.output_subdir=null"] if again else argv  # see below
     folder = Path(resume[-1].removeprefix("resume="))
     stored = folder / ".hydra" / "overrides.yaml"
     if not stored.is_file():
         raise ConfigError(f"resume={folder}: no run in that folder (.hydra/overrides.yaml is missing).")
-    return [*OmegaConf.load(stored), *(a for a in argv if a not in resume), f"hydra.run.dir={folder}"]
+    words = {_key(word): word for word in [*OmegaConf.load(stored), *(a for a in argv if a not in resume)]}
+    quoted = str(folder).replace("'", "\\'")  # a path may hold characters that mean something to Hydra
+    # without output_subdir, what was typed at first stays as it is, also if this resume turns out to be a mistake
+    return [*words.values(), f"hydra.run.dir='{quoted}'", "hydra.output_subdir=null"]
+
+
+def _key(word: str) -> str:
+    return word.split("=", 1)[0].lstrip("+")
 
 
 def _evaluate(argv: list[str]) -> None:
@@ -96,9 +123,12 @@ def _evaluate(argv: list[str]) -> None:
 
     if own["run"] is not None:
         stamp = time.strftime("%Y-%m-%d/%H-%M-%S")
-        run.evaluate(Path(own["run"]), overrides, Path(own["out"] or f"outputs/{stamp}_evaluate"))
+        run.evaluate(Path(str(own["run"])), overrides, Path(str(own["out"] or f"outputs/{stamp}_evaluate")))
     else:
-        run.study(own["study"], own["scale"], own["seeds"], overrides, Path(own["out"] or "results"))
+        seeds = own["seeds"] if isinstance(own["seeds"], list) else [own["seeds"]]
+        if not seeds or not all(type(seed) is int for seed in seeds):
+            raise ConfigError(f"seeds must be whole numbers, such as seeds=[0,1,2], got {own['seeds']!r}.")
+        run.study(str(own["study"]), str(own["scale"]), seeds, overrides, Path(str(own["out"] or "results")))
 
 
 def _guarded(command: Callable[[list[str]], None], argv: Sequence[str]) -> int:
@@ -110,22 +140,28 @@ def _guarded(command: Callable[[list[str]], None], argv: Sequence[str]) -> int:
     except Exception as error:
         if debug:
             raise
-        if type(error).__name__ == "Stopped":
-            print(f"{error}", file=sys.stderr)
-            return 143
-        print(f"error: {_sentence(error)}", file=sys.stderr)
-        return 1
+        return _report(error, argv)
     return 0
 
 
-def _sentence(error: BaseException) -> str:
+def _report(error: Exception, argv: Sequence[str] = ()) -> int:
+    """Says what happened, and returns the exit code."""
+    if type(error).__name__ == "Stopped":
+        print(error, file=sys.stderr)
+        return 143
+    print(f"error: {_sentence(error, argv)}", file=sys.stderr)
+    return 1
+
+
+def _sentence(error: BaseException, argv: Sequence[str] = ()) -> str:
     """What the user reads. Hydra wraps the errors of what it instantiates: the cause speaks."""
-    while isinstance(error, HydraException) and error.__cause__ is not None:
+    while isinstance(error, InstantiationException) and error.__cause__ is not None:
         error = error.__cause__
-    if isinstance(error, ConfigError):
-        return str(error)
     if isinstance(error, (HydraException, OmegaConfBaseException)):
-        return explain(error)
-    if isinstance(error, (ValueError, OSError, ImportError)):
-        return str(error)
-    return f"{type(error).__name__}: {error} (debug=true shows where)"
+        return explain(error, argv)
+    text = " ".join(str(error).split())
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}."
+    if isinstance(error, (ValueError, OSError, ImportError)) and text:
+        return text
+    return f"{type(error).__name__}: {text} (debug=true shows where)"

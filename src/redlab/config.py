@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
+import pydoc
 import re
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
@@ -14,8 +16,7 @@ import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException, MissingConfigException
-from hydra.utils import get_object
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
@@ -45,26 +46,43 @@ def compose(overrides: Sequence[str] = (), config_name: str = "train") -> DictCo
         else:
             with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
                 cfg = hydra.compose(config_name, list(overrides), return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(explain(error)) from error
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise ConfigError(explain(error, overrides)) from error
     return with_choices(cfg, cfg.hydra.runtime.choices)
 
 
 def with_choices(cfg: DictConfig, choices: Any) -> DictConfig:
-    """Puts the chosen options into the config itself and takes Hydra's own node out."""
+    """Puts the chosen options into the config itself and takes Hydra's own node out.
+
+    Raises:
+        ConfigError: there is no such experiment, or a key at the top that nothing reads.
+    """
+    chosen = {k: v for k, v in dict(choices).items() if k in _groups() and v is not None}
+    for group in _OPTIONAL:  # of these, Hydra passes over an option that does not exist, also if it was asked for
+        if chosen.get(group) not in (None, *_options(group)):
+            if chosen[group] != _default_option(group, chosen):
+                raise ConfigError(_no_option(group, chosen[group]))
+            del chosen[group]
+    if "victim" not in chosen:  # Hydra keeps no record of a list of options
+        several = [str(name) for name in cfg.get("victims") or () if name in _options("victim")]
+        chosen |= {"victim": several} if several else {}
+    known = [*_groups(), "victims", *_root_config()]
+    for key in cfg:
+        if str(key) not in known and "local" not in chosen:
+            raise ConfigError(_unknown(str(key), known))
     with open_dict(cfg):
-        cfg.choices = {k: v for k, v in dict(choices).items() if k in _groups() and v is not None}
+        cfg.choices = chosen
         cfg.pop("hydra", None)
     return cfg
 
 
-def finalise(cfg: DictConfig) -> DictConfig:
+def finalise(cfg: DictConfig, *, trained: bool = False) -> DictConfig:
     """Resolves interpolations, turns fractions such as ``8/255`` into numbers, and checks what can be checked early.
 
     Raises:
         ConfigError: a value is missing or has the wrong type, or an argument does not exist.
     """
-    missing = sorted(OmegaConf.missing_keys(cfg))
+    missing = [k for k, v in _items(OmegaConf.to_container(cfg, resolve=False)) if v == "???"]
     if missing:
         raise ConfigError(f"{missing[0]} has no value: give it as {missing[0]}=...")
     try:
@@ -73,10 +91,13 @@ def finalise(cfg: DictConfig) -> DictConfig:
         raise ConfigError(explain(error)) from error
     final: DictConfig = OmegaConf.create(plain)
     groups = [f"{k}={_group_value(v)}" for k, v in cfg.get("choices", {}).items() if k in _groups()]
-    defaults = _numbers(OmegaConf.to_container(compose(groups), resolve=False))
+    try:
+        defaults = _numbers(OmegaConf.to_container(compose(groups), resolve=False))
+    except ConfigError:  # out of a checkpoint of somebody who had an option that is not here
+        defaults = {}
     _check_types(plain, defaults, "")
     _check_arguments(plain, "")
-    _check_fields(final)
+    _check_fields(final, trained)
     return final
 
 
@@ -95,13 +116,15 @@ def override_stored(stored: dict[str, Any], overrides: Sequence[str]) -> DictCon
     fixed = {"method", "experiment", "victim_training"}
     chosen = {o.get_key_element(): o for o in parsed if o.get_key_element() in _groups()}
     for group, override in chosen.items():
+        if override.is_delete():
+            raise ConfigError(f"{override.input_line}: a checkpoint keeps its own {group}; give {group}=<option>.")
         if group in fixed:
             raise ConfigError(f"{override.input_line}: a checkpoint keeps its own {group}; train a new one instead.")
         choices[group] = override.value()
     if chosen:
         # experiment and local layers were already applied to what is stored; a fresh group comes without them
         bases = {k: v for k, v in choices.items() if k in _groups() and k not in ("experiment", "local")}
-        fresh = compose([f"{k}={_group_value(v)}" for k, v in bases.items()] + ["experiment=null"])
+        fresh = compose([f"{k}={_group_value(v)}" for k, v in bases.items()] + ["~experiment"])
         for group in chosen:
             key = "victims" if group == "victim" else group
             cfg[key] = OmegaConf.create(OmegaConf.to_container(fresh[key], resolve=False))
@@ -115,41 +138,86 @@ def override_stored(stored: dict[str, Any], overrides: Sequence[str]) -> DictCon
             raise ConfigError(_unknown(key, _keys(cfg)))
         OmegaConf.update(cfg, key, override.value(), force_add=True)
     cfg.choices = choices
-    return finalise(cfg)
+    return finalise(cfg, trained=True)
 
 
 def parse(overrides: Sequence[str]) -> list[Override]:
     """Hydra's own reading of ``key=value`` words.
 
     Raises:
-        ConfigError: a word cannot be parsed.
+        ConfigError: a word cannot be parsed, or has several values.
     """
     try:
-        return list(OverridesParser.create().parse_overrides(list(overrides)))
+        parsed = list(OverridesParser.create().parse_overrides(list(overrides)))
     except HydraException as error:
         raise ConfigError(explain(error)) from error
+    for override in parsed:
+        if override.is_sweep_override():
+            raise ConfigError(f"{override.input_line}: one value is needed here; a list is written as [a,b].")
+    return parsed
 
 
-def explain(error: BaseException) -> str:
-    """One sentence for an error of Hydra or OmegaConf, with the nearest known name where one was misspelt."""
-    text = str(error)
+def explain(error: BaseException, overrides: Sequence[str] = ()) -> str:
+    """One sentence for an error of Hydra or OmegaConf, with the nearest known name where one was misspelt.
+
+    Args:
+        error: what was raised.
+        overrides: what was typed; the groups chosen there decide which names are known.
+    """
+    text = " ".join(str(error).split())
     unknown = re.search(r"Could not override '([^']+)'", text) or re.search(r"Key '([^']+)' is not in struct", text)
     if unknown:
-        return _unknown(unknown.group(1).lstrip("+~"), [*_keys(compose()), *_groups()])
-    if isinstance(error, MissingConfigException) or "Could not find" in text:
-        option = re.search(r"Could not find '([^']+)'", text)
-        if option and "/" in option.group(1):
-            group, name = option.group(1).rsplit("/", 1)
-            known = sorted(p.stem for p in (conf_dir() / group).glob("*.yaml"))
-            return f"{group}={name}: no such option.{_suggest(name, known)} Options: {', '.join(known)}."
-    return " ".join(text.split())
+        return _unknown(unknown.group(1).lstrip("+~"), [*_known_keys(overrides), *_groups()])
+    if "${data}_${method}" in text:
+        return "The groups data and method cannot be left out."
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: not a word of the form key=value; quote values with special characters in them."
+    option = re.search(r"Could not (?:find|load) '([^']+)/([^'/]+)'", text)
+    if option:
+        return _no_option(*option.groups())
+    if "Config group override must be" in text:
+        return "A group takes the name of an option, not null; ~group, for instance ~experiment, leaves it out."
+    return text
 
 
 _ABSENT = object()
+_OPTIONAL = ("experiment", "local")
+
+
+@functools.cache
+def _root_config() -> dict[str, Any]:
+    root: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(conf_dir() / "train.yaml"))  # type: ignore[assignment]
+    return root
 
 
 def _groups() -> list[str]:
-    return sorted(p.name for p in conf_dir().iterdir() if p.is_dir())
+    """The groups that the root config composes, in its order."""
+    entries = [entry for entry in _root_config()["defaults"] if isinstance(entry, dict)]
+    names = [str(key).removeprefix("optional ") for entry in entries for key in entry]
+    return [name for name in names if not name.startswith("override ")]
+
+
+def _options(group: str) -> list[str]:
+    if GlobalHydra.instance().is_initialized():  # also knows the folders of --config-dir
+        return list(GlobalHydra.instance().config_loader().get_group_options(group))
+    return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+
+
+def _default_option(group: str, chosen: dict[str, Any]) -> str:
+    return f"{chosen.get('data')}_{chosen.get('method')}" if group == "experiment" else "default"
+
+
+def _no_option(group: str, name: str) -> str:
+    known = _options(group)
+    return f"{group}={name}: no such option.{_suggest(name, known)} Options: {', '.join(known)}."
+
+
+def _known_keys(overrides: Sequence[str]) -> list[str]:
+    groups = [word for word in overrides if word.split("=", 1)[0] in _groups()]
+    try:
+        return _keys(compose(groups))
+    except ConfigError:
+        return _keys(compose())
 
 
 def _group_value(value: Any) -> str:
@@ -161,12 +229,25 @@ def _keys(node: Any, prefix: str = "") -> list[str]:
     if isinstance(node, (dict, DictConfig)):
         items = node.items_ex(resolve=False) if isinstance(node, DictConfig) else node.items()
         for key, value in items:
-            keys += [f"{prefix}{key}", *_keys(value, f"{prefix}{key}.")]
+            name = f"{prefix}{key!s}"
+            keys += [name, *_keys(value, f"{name}.")]
     return keys
 
 
+def _items(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of plain data with their dotted names."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from _items(value, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, node
+
+
 def _unknown(key: str, known: Sequence[str]) -> str:
-    return f"Unknown key {key!r} in the config.{_suggest(key, known)}"
+    leaf = key.rsplit(".", 1)[-1]
+    same = [k for k in known if k.rsplit(".", 1)[-1] == leaf]  # lr, where method.optimizer.lr is meant
+    hint = f" Did you mean {min(same, key=lambda k: k.count('.'))!r}?" if same else _suggest(key, known)
+    return f"Unknown key {key!r} in the config.{hint}"
 
 
 def _suggest(name: str, known: Sequence[str]) -> str:
@@ -187,9 +268,16 @@ def _numbers(node: Any) -> Any:
     return node
 
 
+_ANY_TYPE = ("trainer.devices",)  # a number, a list of devices, or "auto"
+
+
 def _check_types(given: Any, default: Any, path: str) -> None:
     """A value must be of the kind of its default; a default of null or an interpolation accepts anything."""
-    if given is None or default is None or (isinstance(default, str) and "${" in default):
+    if given is None or default is None or path in _ANY_TYPE:
+        return
+    if isinstance(default, str):
+        if isinstance(given, (dict, list)) and "${" not in default:
+            raise ConfigError(f"{path} must be a single value, got {given!r}.")
         return
     if isinstance(default, dict):
         if not isinstance(given, dict):
@@ -225,11 +313,14 @@ def _check_arguments(plain: Any, path: str) -> None:
     """Every key next to a ``_target_`` must be an argument of it, so that ``+method.typo=1`` cannot pass."""
     for where, node in _targets(plain, path):
         try:
-            parameters = inspect.signature(get_object(node["_target_"])).parameters
+            target: Any = pydoc.locate(str(node["_target_"]))
+            parameters = inspect.signature(target).parameters if target is not None else None
         except ValueError:
             continue  # a C function without a signature
         except Exception as error:
             raise ConfigError(f"{where}._target_={node['_target_']} cannot be imported: {error}") from error
+        if parameters is None:
+            raise ConfigError(f"{where}._target_={node['_target_']}: there is nothing of that name to import.")
         if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             continue
         for key in node:
@@ -237,9 +328,15 @@ def _check_arguments(plain: Any, path: str) -> None:
                 raise ConfigError(f"Unknown key {where + '.' + key!r} in the config.{_suggest(key, list(parameters))}")
 
 
-def _check_fields(cfg: DictConfig) -> None:
+def _check_fields(cfg: DictConfig, trained: bool) -> None:
     """Rules between fields that would otherwise fail late or silently."""
-    trainer, logger = cfg.trainer, cfg.logger
+    for part in ("data", "victims", "mix", "victim_training", "method", "trainer"):
+        if not cfg.get(part):
+            raise ConfigError(f"The config has no {part}: leave its group in.")
+    _check_names("victim_training", cfg.victim_training, ("classifier", "max_epochs", "seed"))
+    for name, victim in cfg.victims.items():
+        _check_names(f"victims.{name}", victim, _VICTIM)
+    trainer, logger = cfg.trainer, cfg.get("logger")
     if trainer.max_epochs is not None and trainer.max_epochs < 1:
         raise ConfigError(f"trainer.max_epochs must be at least 1, got {trainer.max_epochs}.")
     if logger and logger.get("offline") and logger.get("log_model"):
@@ -258,7 +355,7 @@ def _check_fields(cfg: DictConfig) -> None:
     if trainer.get("overfit_batches"):
         raise ConfigError("trainer.overfit_batches would show other images in every epoch; use data.limit_train=8.")
     guide = cfg.method.get("guide")
-    if guide is not None and guide not in cfg.victims:
+    if guide is not None and guide not in cfg.victims and not trained:
         raise ConfigError(f"method.guide={guide} is not one of the victims: {', '.join(cfg.victims)}.")
     for name, component in (cfg.mix.get("components") or {}).items():
         for victim in component.get("victims") or ():
@@ -267,3 +364,12 @@ def _check_fields(cfg: DictConfig) -> None:
                     f"mix.components.{name}.victims names {victim!r}, but the victims are {', '.join(cfg.victims)}; "
                     f"add it with victim=[...]."
                 )
+
+
+_VICTIM = ("backbone", "mean", "std", "input_size", "feature_layer", "weights", "training")
+
+
+def _check_names(path: str, node: DictConfig, known: Sequence[str]) -> None:
+    for key in node:
+        if key not in known:
+            raise ConfigError(f"Unknown key '{path}.{key!s}' in the config.{_suggest(str(key), known)}")

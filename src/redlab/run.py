@@ -7,7 +7,9 @@ import json
 import logging
 import os
 import signal
+import subprocess
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -109,7 +111,7 @@ def _train_victim(cfg: DictConfig, name: str, recipe: DictConfig, path: Path) ->
         enable_checkpointing=False,
         enable_model_summary=False,
         enable_progress_bar=cfg.trainer.enable_progress_bar,
-        callbacks=_progress(cfg),
+        callbacks=[StopOnSignal(), *_progress(cfg)],
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
     )
@@ -117,7 +119,8 @@ def _train_victim(cfg: DictConfig, name: str, recipe: DictConfig, path: Path) ->
     part = path.with_suffix(".part")
     trainer.save_checkpoint(part, weights_only=True)
     os.replace(part, path)
-    console.print(f"  accuracy on clean validation images: {classifier.clean_accuracy:.1%}")
+    if classifier.clean_accuracy is not None:  # None without validation images
+        console.print(f"  accuracy on clean validation images: {classifier.clean_accuracy:.1%}")
 
 
 def _classifier(cfg: DictConfig, name: str, node: DictConfig) -> Classifier:
@@ -185,33 +188,77 @@ class RunRecord(Callback):
                     record["victims"][name]["state_dict"] = victim.state_dict()
         checkpoint["redlab"] = record
 
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        # in a folder that has moved, ModelCheckpoint would forget which checkpoint is the best
+        for state in checkpoint["callbacks"].values():
+            if "best_model_path" in state:
+                folder = os.path.realpath(Path(trainer.default_root_dir) / "checkpoints")
+                here = {path: os.path.join(folder, os.path.basename(path)) for path in state["best_k_models"]}
+                state["best_k_models"] = {here[path]: score for path, score in state["best_k_models"].items()}
+                for key in ("best_model_path", "kth_best_model_path", "last_model_path"):
+                    state[key] = here.get(state[key], state[key])
+                state["dirpath"] = folder
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.is_global_zero:
+            out = Path(trainer.default_root_dir)
+            (out / "metrics.json").unlink(missing_ok=True)  # of a shorter training; a folder with numbers is finished
+            # not earlier: a mistake in a resumed run must leave the folder as it was
+            (out / "config.yaml").write_text(OmegaConf.to_yaml(self.config))
+
 
 class StopOnSignal(Callback):
     """SIGTERM: all ranks finish the batch, agree, write ``last.ckpt`` and stop; a resume goes on with the next batch.
 
-    Lightning's own handler broadcasts from inside the handler and hangs when only one rank is signalled.
+    Lightning's own handler broadcasts from inside the handler, hangs when only one rank is signalled, and ends with
+    exit code 0. Lightning puts back the handler from before when a fit or test is over.
+
+    Args:
+        last: where to save; None where there is nothing to resume.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.asked = path, False
-        self._before: Any = None
+    def __init__(self, last: Path | None = None) -> None:
+        self.last, self.asked = last, False
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def _listen(self, trainer: L.Trainer) -> None:
         def ask(signum: int, frame: FrameType | None) -> None:
             self.asked = True
             if trainer.strategy.launcher is not None:
                 trainer.strategy.launcher.kill(signal.Signals(signum))
 
-        self._before = signal.signal(signal.SIGTERM, ask)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, ask)
+
+    def _stop_if_asked(self, trainer: L.Trainer, *, save: bool = False) -> None:
+        if not trainer.strategy.reduce_boolean_decision(self.asked, all=False):
+            return
+        if self.last is None:
+            raise Stopped("Stopped before there was anything to keep.")
+        if save:
+            trainer.save_checkpoint(self.last)
+        raise Stopped(
+            f"Stopped at step {trainer.global_step}. To go on: python train.py resume={self.last.parents[1]}"
+        )
+
+    def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._listen(trainer)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._listen(trainer)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._stop_if_asked(trainer)
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
-        if trainer.strategy.reduce_boolean_decision(self.asked, all=False):
-            trainer.save_checkpoint(self.path)
-            raise Stopped(f"Stopped at step {trainer.global_step}, epoch {trainer.current_epoch}.")
+        # not after the last batch: from there, Lightning would not resume with the validation. It is saved after it.
+        if not trainer.is_last_batch:
+            self._stop_if_asked(trainer, save=True)
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._listen(trainer)
+
+    def on_test_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        self._stop_if_asked(trainer)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -255,11 +302,19 @@ def _resume_from(out: Path, cfg: DictConfig) -> Path | None:
             damaged = error
             console.print(f"[yellow]{error}[/]")
             continue
-        console.print(f"Resuming from {path}")
         return path
     if damaged is not None:
         raise ConfigError(f"{damaged} Nothing in {out}/checkpoints can be resumed; remove it or use another folder.")
     return None
+
+
+def _finished(cfg: DictConfig, out: Path, resume: Path) -> dict[str, float] | None:
+    """The numbers of a run that has nothing left to do."""
+    done: int = read_checkpoint(resume)["epoch"] + 1
+    if cfg.trainer.max_epochs is None or done < cfg.trainer.max_epochs or not (out / "metrics.json").is_file():
+        return None
+    numbers: dict[str, float] = json.loads((out / "metrics.json").read_text())
+    return numbers
 
 
 def find_checkpoint(run: Path) -> Path:
@@ -312,19 +367,25 @@ def train(cfg: DictConfig, out: Path) -> dict[str, float]:
     """
     _filter_known_warnings()
     started = time.time()
+    resume = _resume_from(out, cfg)  # before config.yaml is written: a refused resume changes nothing
+    if resume is not None and (numbers := _finished(cfg, out, resume)):
+        console.print(f"{out} is finished already, after {cfg.trainer.max_epochs} epochs; see its metrics.json.")
+        return numbers
     _prepare_folder(cfg, out)
-    resume = _resume_from(out, cfg)
+    if resume is not None:
+        console.print(f"Resuming from {resume}")
     method, data = build(cfg)
     checkpoints = out / "checkpoints"
     best = ModelCheckpoint(
         checkpoints, "best", monitor=method.monitor, mode=method.monitor_mode, enable_version_counter=False
     )
     last = ModelCheckpoint(checkpoints, "last", enable_version_counter=False)
+    validated = cfg.data.val_size > 0 and cfg.trainer.limit_val_batches != 0  # else no checkpoint is known to be best
     stop = StopOnSignal(checkpoints / "last.ckpt")
     loggers = _loggers(cfg, out)
     trainer = instantiate(
         cfg.trainer,
-        callbacks=[best, last, RunRecord(cfg), stop, *_progress(cfg)],
+        callbacks=[*([best] if validated else []), last, RunRecord(cfg), stop, *_progress(cfg)],
         logger=loggers or False,
         default_root_dir=str(out),
     )
@@ -362,9 +423,12 @@ def evaluate(run: Path, overrides: Sequence[str], out: Path) -> dict[str, float]
     _load_weights(method, path, checkpoint)
     loggers = _loggers(cfg, out)
     trainer = instantiate(
-        cfg.trainer, callbacks=_progress(cfg), logger=loggers or False, default_root_dir=str(out),
+        cfg.trainer,
+        callbacks=[StopOnSignal(), *_progress(cfg)],
+        logger=loggers or False,
+        default_root_dir=str(out),
         enable_checkpointing=False,
-    )  # fmt: skip
+    )
     try:
         trainer.test(method, datamodule=data, verbose=False)
         metrics = _finish(cfg, out, trainer, method, data, started, loggers)
@@ -437,14 +501,12 @@ def _device_name() -> str:
 
 def _prepare_folder(cfg: DictConfig, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    _save_config(cfg, out)
+    _show_config(cfg, out)
 
 
 @rank_zero_only
-def _save_config(cfg: DictConfig, out: Path) -> None:
-    text = OmegaConf.to_yaml(cfg)
-    (out / "config.yaml").write_text(text)
-    console.print(Syntax(text, "yaml", background_color="default", word_wrap=True))
+def _show_config(cfg: DictConfig, out: Path) -> None:
+    console.print(Syntax(OmegaConf.to_yaml(cfg), "yaml", background_color="default", word_wrap=True))
     console.print(f"Writing to [bold]{out}[/]")
 
 
@@ -459,6 +521,7 @@ def _finish(
 ) -> dict[str, float]:
     metrics = dict(method.results)
     if trainer.is_global_zero:
+        (out / "config.yaml").write_text(OmegaConf.to_yaml(cfg))
         part = out / "metrics.json.part"
         part.write_text(json.dumps(metrics, indent=2, sort_keys=True) + "\n")
         os.replace(part, out / "metrics.json")
@@ -501,7 +564,8 @@ def _loggers(cfg: DictConfig, out: Path) -> list[Logger]:
         # one id per folder, so that a resumed run goes on in the same dashboard
         file = out / "wandb_id.txt"
         run_id = file.read_text().strip() if file.exists() else hashlib.sha256(os.urandom(16)).hexdigest()[:8]
-        file.write_text(run_id)
+        if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+            file.write_text(run_id)
         extra |= {"id": run_id, "resume": "allow", "name": cfg.name or out.name, "config": _plain(cfg)}
     logger: Logger = instantiate(cfg.logger, **extra, _convert_="all")
     return [logger]
@@ -519,7 +583,10 @@ def _close(trainer: L.Trainer, loggers: list[Logger], *, failed: bool) -> None:
         if dist.is_initialized():
             dist.destroy_process_group()
         for child in children:
-            child.wait(60)
+            try:
+                child.wait(60)
+            except subprocess.TimeoutExpired:  # it hangs in a collective whose other end is gone
+                child.kill()
         for key in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
             os.environ.pop(key, None)
 
@@ -532,6 +599,7 @@ def _filter_known_warnings() -> None:
         r".*does not have many workers.*",  # in-memory data sets need none
         r".*in eval mode at the start of training.*",  # frozen helpers are
         r".*Checkpoint directory .* exists and is not empty.*",  # resuming
+        r".*Total length of `list` across ranks is zero.*",  # data.val_size=0
         r".*LeafSpec.*is deprecated.*",  # lightning 2.6 with torch 2.15
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -52,77 +52,11 @@ def test_restores_with_the_denoiser_unclamped(method):
     assert torch.equal(method(started=False).restore(x), x)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"depth": 4},
-        {"width": 6},
-        {"reconstruction": 0.5},
-        {"lambda_benign": 0.1},
-        {"lambda_adv": 0.1},
-        {"augment": ["crop_pad"]},
-        {"augment": ["cutmix", "crop_pad"]},
-        {"aug_mode": "sample"},
-        {"aug_mode": "none"},
-        {"keep": "separate"},
-        {"keep": "all"},
-        {"keep": "original"},
-        {"aug_group": 2},
-        {"seed": 1},
-        {"guide": "b"},
-    ],
-    ids=str,
-)
-def test_each_option_changes_the_update(method, pairs, change):
-    base, changed = weights_after_two_steps(method(), pairs(12)), weights_after_two_steps(method(**change), pairs(12))
-    assert base.shape != changed.shape or not torch.equal(base, changed)
-    assert torch.equal(base, weights_after_two_steps(method(), pairs(12)))
-
-
-def test_bn_momentum_changes_what_is_evaluated(method, pairs):
-    results = []
-    for momentum in (0.95, 0.05):
-        module = method(bn_momentum=momentum)
-        module.loss_terms(pairs(12), step_generator(0))
-        results.append(outputs(module))
-    assert not torch.equal(*results)
-
-
 def test_invalid_rows_do_not_train(method, pairs):
     valid = torch.arange(12) < 7
     padded = weights_after_two_steps(method(), pairs(12, valid=valid))
     assert torch.equal(padded, weights_after_two_steps(method(), pairs(12)[valid]))
     assert not torch.equal(padded, weights_after_two_steps(method(), pairs(12)))
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"aug_mode": "sample"},
-        {"lambda_benign": 0, "lambda_adv": 0, "aug_mode": "none"},
-        {"lambda_benign": 0.1, "lambda_adv": 0, "aug_mode": "none"},
-    ],
-    ids=["cdd_red", "sample", "do", "ds"],
-)
-def test_overfits_eight_images(method, pairs, options):
-    module, batch = method(lr=5e-3, width=16, bn_momentum=0.1, **options), pairs(8)
-    untouched = float((batch.adv - batch.clean).abs().mean())
-    train(module, batch, 150)
-    with torch.no_grad():
-        assert float((module.eval().restore(batch.adv) - batch.clean).abs().mean()) < 0.7 * untouched
-
-
-def test_guide_is_frozen(method, pairs):
-    module = method()
-    before = state_hash(module.guide)
-    module.train()
-    assert module.denoiser.training
-    assert not any(part.training for part in module.guide.modules())
-    weights_after_two_steps(module, pairs(12))
-    assert state_hash(module.guide) == before
-    trained = {id(p) for group in module.configure_optimizers().param_groups for p in group["params"]}
-    assert trained == {id(p) for p in module.denoiser.parameters()}
 
 
 def test_fit_checkpoint_and_test(method, datamodule, trainer, tmp_path):
@@ -140,9 +74,6 @@ def test_fit_checkpoint_and_test(method, datamodule, trainer, tmp_path):
     assert {key.split(".")[0] for key in checkpoint["state_dict"]} == {"denoiser"}
     assert checkpoint["hyper_parameters"]["augment"] == ["crop_pad", "cutmix"]
     assert checkpoint["hyper_parameters"]["guide"] == "a"
-    parts = {"victims": data.victims, "optimizer": None}
-    loaded = CDDRED.load_from_checkpoint(best.best_model_path, **parts)
-    assert torch.equal(outputs(loaded), outputs(module))
 
     untrained = method(data.victims)
     assert not torch.equal(outputs(untrained), outputs(module))

@@ -1,0 +1,63 @@
+"""What every test gets: a clean process, and the means to make tiny runs."""
+
+import os
+
+import pytest
+import torch.distributed as dist
+from hydra.core.global_hydra import GlobalHydra
+
+RANK_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "RANK", "WORLD_SIZE", "GROUP_RANK", "LOCAL_WORLD_SIZE", "PL_", "SLURM_")
+
+
+@pytest.fixture(autouse=True)
+def _clean_process():
+    """No test leaves environment variables, a process group or an initialised Hydra to the next.
+
+    Filters of warnings are put back by pytest itself.
+    """
+    before = dict(os.environ)
+    yield
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+    GlobalHydra.instance().clear()
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
+
+
+@pytest.fixture(scope="session")
+def victim_root(tmp_path_factory):
+    """One cache of trained victims for the whole session."""
+    return tmp_path_factory.mktemp("victims")
+
+
+@pytest.fixture(scope="session")
+def tiny(victim_root):
+    """Overrides for a run of seconds: 4 steps of 16 images."""
+    return [
+        "data.limit_train=64",
+        "data.limit_val=16",
+        "data.limit_test=16",
+        "data.batch_size=16",
+        "method.depth=3",
+        "method.width=4",
+        "trainer.max_epochs=1",
+        "trainer.accelerator=cpu",
+        "trainer.enable_progress_bar=false",
+        "trainer.log_every_n_steps=1",
+        "victim_training.max_epochs=1",
+        f"victim_root={victim_root}",
+    ]
+
+
+@pytest.fixture
+def clean_env():
+    """The environment for a process started by a test: one thread, no rank of a job that pytest may run in."""
+    keep = {k: v for k, v in os.environ.items() if not k.startswith((*RANK_VARIABLES, "MASTER_", "TORCHELASTIC_"))}
+    return keep | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled", "PYTHONWARNINGS": ""}
+
+
+@pytest.fixture
+def no_report(monkeypatch):
+    """Skips the report, which takes as long as the rest of a tiny run."""
+    monkeypatch.setattr("redlab.run.run_report", lambda out, **rest: out / "report.html")

@@ -1,0 +1,241 @@
+"""A run that is killed and resumed ends with the very bits of a run that was not."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from redlab import run
+from redlab.config import compose, finalise
+from redlab.methods import CDDRED
+
+TRAIN = Path(__file__).parents[1] / "train.py"
+# A schedule that bites in every epoch, so that a step too many or too few shows in the weights.
+TWO_EPOCHS = ["mix=attunet", "trainer.max_epochs=2", "method.scheduler.step_size=1", "method.scheduler.gamma=0.5"]
+
+
+def same(left, right):
+    """Whether two trees of tensors and plain values are equal to the last bit."""
+    if isinstance(left, torch.Tensor):
+        return left.dtype == right.dtype and torch.equal(left, right)
+    if isinstance(left, dict):
+        return left.keys() == right.keys() and all(same(left[k], right[k]) for k in left)
+    if isinstance(left, (list, tuple)):
+        return len(left) == len(right) and all(same(a, b) for a, b in zip(left, right, strict=True))
+    return left == right
+
+
+def assert_same_end(left, right):
+    """Both checkpoints, schedule and numbers of two run folders agree."""
+    for name in ("last.ckpt", "best.ckpt"):
+        a, b = (torch.load(run / "checkpoints" / name, weights_only=True) for run in (left, right))
+        for part in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch"):
+            assert same(a[part], b[part]), f"{part} of {name}"
+    assert numbers(left) == numbers(right)
+
+
+def numbers(out):
+    return json.loads((out / "metrics.json").read_text())
+
+
+def train(overrides, out):
+    return run.train(finalise(compose(overrides)), out)
+
+
+def signal_at(monkeypatch, step, sent=lambda: os.kill(os.getpid(), signal.SIGTERM), target=CDDRED):
+    """Calls ``sent`` once, when training is in the middle of step number ``step``."""
+    original, done = target.training_step, []
+
+    def training_step(self, batch, batch_idx):
+        if self.global_step == step and not done:
+            done.append(step)
+            sent()
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(target, "training_step", training_step)
+
+
+class Killed(Exception):
+    """Stands for SIGKILL: nothing of the run is executed after it but what an exception allows."""
+
+
+def kill():
+    raise Killed
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, victim_root):
+    """A run of two epochs that nobody interrupts."""
+    return tmp_path_factory.mktemp("whole")
+
+
+@pytest.fixture
+def uninterrupted(whole, tiny, no_report):
+    if not (whole / "metrics.json").exists():
+        train([*tiny, *TWO_EPOCHS], whole)
+    return whole
+
+
+# step 3 is the last of the first epoch, step 7 the last of all
+@pytest.mark.parametrize("step", [1, 3, *(pytest.param(s, marks=pytest.mark.slow) for s in (0, 2, 4, 5, 6, 7))])
+def test_sigterm_and_resume(uninterrupted, tiny, no_report, tmp_path, monkeypatch, step):
+    signal_at(monkeypatch, step)
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(run.Stopped, match=f"resume={tmp_path}"):
+        train([*tiny, *TWO_EPOCHS], tmp_path)
+    assert signal.getsignal(signal.SIGTERM) is handler
+    assert not (tmp_path / "metrics.json").exists()
+    run.read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")
+    train([*tiny, *TWO_EPOCHS], tmp_path)
+    assert_same_end(tmp_path, uninterrupted)
+
+
+@pytest.mark.parametrize("step", [6, *(pytest.param(s, marks=pytest.mark.slow) for s in (4, 5, 7))])
+def test_kill_and_resume(uninterrupted, tiny, no_report, tmp_path, monkeypatch, step):
+    signal_at(monkeypatch, step, kill)
+    with pytest.raises(Killed):
+        train([*tiny, *TWO_EPOCHS], tmp_path)
+    assert run.read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")["global_step"] == 4
+    train([*tiny, *TWO_EPOCHS], tmp_path)
+    assert_same_end(tmp_path, uninterrupted)
+
+
+def test_resume_of_a_finished_run_does_nothing(tiny, no_report, tmp_path, capsys):
+    first = train(tiny, tmp_path)
+    files = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    capsys.readouterr()
+    assert train(tiny, tmp_path) == first
+    said = " ".join(capsys.readouterr().out.split())
+    assert "finished" in said
+    assert files == {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+
+
+@pytest.mark.slow
+def test_a_finished_run_can_be_extended(uninterrupted, tiny, no_report, tmp_path):
+    train([*tiny, *TWO_EPOCHS, "trainer.max_epochs=1"], tmp_path)
+    assert numbers(tmp_path)
+    train([*tiny, *TWO_EPOCHS], tmp_path)
+    assert_same_end(tmp_path, uninterrupted)
+
+
+def test_sigterm_during_the_test(uninterrupted, tiny, no_report, tmp_path, monkeypatch):
+    original, sent = CDDRED.test_step, []
+
+    def test_step(self, *args, **kwargs):
+        if not sent:
+            sent.append(os.kill(os.getpid(), signal.SIGTERM))
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(CDDRED, "test_step", test_step)
+    with pytest.raises(run.Stopped, match="resume="):
+        train([*tiny, *TWO_EPOCHS], tmp_path)
+    assert not (tmp_path / "metrics.json").exists()
+    train([*tiny, *TWO_EPOCHS], tmp_path)
+    assert_same_end(tmp_path, uninterrupted)
+
+
+def test_log_of_the_first_session_survives(tiny, no_report, tmp_path, monkeypatch):
+    signal_at(monkeypatch, 5)
+    with pytest.raises(run.Stopped):
+        train([*tiny, *TWO_EPOCHS], tmp_path)
+    first = {p: p.read_bytes() for p in tmp_path.rglob("metrics.csv")}
+    assert any(b"train/loss" in text for text in first.values())
+    train([*tiny, *TWO_EPOCHS], tmp_path)
+    assert all(p.read_bytes() == text for p, text in first.items())
+    assert len(list(tmp_path.rglob("metrics.csv"))) == 2
+
+
+@pytest.mark.slow
+def test_damaged_last_falls_back_to_best(uninterrupted, tiny, no_report, tmp_path, monkeypatch, capsys):
+    signal_at(monkeypatch, 6, kill)
+    with pytest.raises(Killed):
+        train([*tiny, *TWO_EPOCHS], tmp_path)
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:1000])
+    train([*tiny, *TWO_EPOCHS], tmp_path)
+    assert "last.ckpt" in capsys.readouterr().out
+    assert_same_end(tmp_path, uninterrupted)
+
+
+@pytest.mark.slow
+def test_a_moved_folder_remembers_its_best(tiny, no_report, tmp_path, monkeypatch):
+    """The second epoch is worse here, so that a forgotten score would show as another best.ckpt."""
+    worse = [*tiny, *TWO_EPOCHS, "method.scheduler.gamma=1e6"]
+    whole, first, moved = tmp_path / "whole", tmp_path / "first", tmp_path / "moved"
+    train(worse, whole)
+    best = torch.load(whole / "checkpoints" / "best.ckpt", weights_only=True)
+    signal_at(monkeypatch, 5)
+    with pytest.raises(run.Stopped):
+        train(worse, first)
+    first.rename(moved)
+    train(worse, moved)
+    assert_same_end(moved, whole)
+    assert best["epoch"] == 0
+
+
+# ---- real processes -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return tmp_path_factory.mktemp("processes") / "whole"
+
+
+def start(words, env):
+    return subprocess.Popen(
+        [sys.executable, str(TRAIN), *words], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def end(process, timeout=120):
+    try:
+        return process.communicate(timeout=timeout)[0]
+    finally:
+        process.kill()
+
+
+def wait_for(condition, process, timeout=90):
+    limit = time.monotonic() + timeout
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < limit, "the run did not get there in time"
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_a_killed_process_resumes(finished, tiny, clean_env, tmp_path, how):
+    words = [*tiny, "data.limit_train=512", "data.limit_val=32", "trainer.max_epochs=3", "data.batch_size=8"]
+    words = [*words, "method.scheduler.step_size=1", "method.scheduler.gamma=0.5", "hydra.job.chdir=false"]
+    if not finished.exists():
+        process = start([*words, f"hydra.run.dir={finished}"], clean_env)
+        said = end(process)
+        assert process.returncode == 0, said
+
+    out = tmp_path / "run"
+    process = start([*words, f"hydra.run.dir={out}"], clean_env)
+    wait_for(lambda: (out / "checkpoints" / "last.ckpt").exists(), process)
+    process.send_signal(how)
+    said = end(process)
+    checkpoint = run.read_checkpoint(out / "checkpoints" / "last.ckpt")
+    assert 64 <= checkpoint["global_step"] < 192
+    assert not (out / "metrics.json").exists()
+    if how == signal.SIGTERM:
+        assert process.returncode == 143, said
+        assert f"resume={out}" in " ".join(said.split())
+        assert checkpoint["global_step"] % 64
+    else:
+        assert process.returncode == -signal.SIGKILL
+        assert checkpoint["global_step"] % 64 == 0
+
+    process = start([f"resume={out}"], clean_env)
+    said = end(process)
+    assert process.returncode == 0, said
+    assert "Resuming from" in said
+    assert_same_end(out, finished)

@@ -1,0 +1,228 @@
+"""A run from end to end: what it writes, what it counts, how it fails."""
+
+import json
+import math
+import sys
+import types
+
+import pytest
+import torch
+from torch import nn
+
+from redlab import run, victims
+from redlab.config import compose, finalise
+from redlab.methods import CDDRED
+from redlab.methods.base import NotFiniteError
+from redlab.studies import Card
+
+
+def train(overrides, out):
+    return run.train(finalise(compose(overrides)), out)
+
+
+def classifier(tiny, *more):
+    return [*(w for w in tiny if not w.startswith("method.")), "method=classifier", *more]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, tiny):
+    """The default run, but tiny, with its report."""
+    out = tmp_path_factory.mktemp("trained")
+    return out, train(tiny, out)
+
+
+def test_files(trained):
+    out, _ = trained
+    for name in ("config.yaml", "metrics.json", "report.html", "checkpoints/best.ckpt", "checkpoints/last.ckpt"):
+        assert (out / name).stat().st_size > 0
+    figures = {p.stem: p.read_bytes()[:4] for p in (out / "figures").glob("*.png")}
+    assert figures.keys() == {"restoration", "accuracy", "training"}
+    assert set(figures.values()) == {b"\x89PNG"}
+    assert not list(out.rglob("*.part"))
+    report = (out / "report.html").read_text()
+    assert report.count("data:image/png") == 3
+    assert "src=\"http" not in report
+    assert len(list(out.rglob("metrics.csv"))) == 1
+
+
+def test_the_saved_config_is_resolved(trained):
+    text = (trained[0] / "config.yaml").read_text()
+    assert "${" not in text
+    assert "limit_train: 64" in text
+
+
+def test_numbers(trained):
+    out, found = trained
+    stored = json.loads((out / "metrics.json").read_text())
+    assert stored == found
+    assert all(isinstance(value, float) and math.isfinite(value) for value in stored.values())
+    for name in ("clean_accuracy", "attacked_accuracy", "restored_accuracy", "adaptive_restored_accuracy"):
+        for key in (f"test/{name}", f"test/{name}/fgsm", f"test/{name}/pgd"):
+            assert 0 <= stored[key] <= 1
+    assert stored["test/restored_accuracy"] == pytest.approx(
+        (stored["test/restored_accuracy/fgsm"] + stored["test/restored_accuracy/pgd"]) / 2
+    )
+    # 16 images, two attacks, one victim; clean images are counted apart
+    counts = {k.removeprefix("test/"): v for k, v in stored.items() if "count" in k and "small_cnn" not in k}
+    assert counts == {
+        "count": 32,
+        "count/clean": 16,
+        "count/fgsm": 16,
+        "count/pgd": 16,
+        "adaptive_count": 32,
+        "adaptive_count/fgsm": 16,
+        "adaptive_count/pgd": 16,
+    }
+
+
+def test_clean_accuracy_is_the_victims(trained):
+    out, found = trained
+    method = run.load(out)
+    _, data = run.build(finalise(compose(["data.limit_test=16"])), run.read_checkpoint(
+        out / "checkpoints" / "best.ckpt")["redlab"]["victims"])  # fmt: skip
+    data.setup_data()
+    raw = next(iter(data._loader("test")))
+    with torch.no_grad():
+        right = (method.guide(raw.image.float() / 255).argmax(1) == raw.label).float().mean()
+    assert found["test/clean_accuracy"] == pytest.approx(float(right))
+
+
+def test_the_same_run_gives_the_same_numbers(trained, tiny, no_report, tmp_path):
+    assert train([*tiny, "logger=none", "trainer.num_sanity_val_steps=0"], tmp_path) == trained[1]
+    assert not list(tmp_path.rglob("*.csv"))
+    other = train([*tiny, "logger=none", "seed=1"], tmp_path / "other")
+    assert other != trained[1]
+    assert other["test/clean_accuracy"] == trained[1]["test/clean_accuracy"]  # same victim, same test images
+
+
+@pytest.mark.parametrize("mix", ["clean", "adversarial_training"])
+def test_classifier(tiny, tmp_path, mix):
+    out = tmp_path / "run"
+    found = train(classifier(tiny, f"mix={mix}", "victim=lenet"), out)
+    assert {"test/clean_accuracy"} <= found.keys()
+    assert ("test/attacked_accuracy" in found) == (mix != "clean")
+    assert (out / "report.html").is_file()
+    victim = victims.load(out / "checkpoints" / "best.ckpt")
+    saved = torch.load(out / "checkpoints" / "best.ckpt", weights_only=True)
+    assert victim.name == "lenet"
+    assert victim.clean_accuracy is not None
+    assert 0 <= victim.clean_accuracy <= 1
+    assert victim.clean_accuracy in [float(v) for v in _tensors(saved["callbacks"])]
+    again = run.evaluate(out, [], tmp_path / "again")
+    assert again == found
+
+
+def _tensors(callbacks):
+    return [state["best_model_score"] for state in callbacks.values() if state.get("best_model_score") is not None]
+
+
+def test_a_trained_classifier_is_a_victim(tiny, no_report, tmp_path):
+    train(classifier(tiny, "mix=clean", "victim=lenet"), tmp_path / "lenet")
+    file = tmp_path / "lenet" / "checkpoints" / "best.ckpt"
+    found = train([*tiny, "mix=attunet", "victim=lenet", f"victims.lenet.weights={file}"], tmp_path / "run")
+    assert found["test/clean_accuracy"] == json.loads((tmp_path / "lenet" / "metrics.json").read_text())[
+        "test/clean_accuracy"
+    ]  # fmt: skip
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tiny, no_report, tmp_path, monkeypatch):
+    original = CDDRED.training_step
+
+    def training_step(self, batch, batch_idx):
+        return original(self, batch, batch_idx) * (math.nan if self.global_step == 5 else 1)
+
+    monkeypatch.setattr(CDDRED, "training_step", training_step)
+    with pytest.raises(NotFiniteError, match="not finite at step 5"):
+        train([*tiny, "mix=attunet", "trainer.max_epochs=2"], tmp_path)
+    last = run.read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")
+    assert last["global_step"] == 4
+    assert all(torch.isfinite(value).all() for value in last["state_dict"].values())
+
+
+class Shallow(nn.Module):
+    """A user's own classifier."""
+
+    def __init__(self, classes, pixels=32 * 32):
+        super().__init__()
+        self.linear = nn.Linear(pixels, classes)
+
+    def forward(self, x):
+        return self.linear(x.flatten(1))
+
+
+def test_a_users_own_module_as_victim(tiny, no_report, tmp_path, monkeypatch):
+    module = types.ModuleType("users_victims")
+    module.Shallow = Shallow
+    monkeypatch.setitem(sys.modules, "users_victims", module)
+    torch.save(Shallow(10).state_dict(), tmp_path / "shallow.pt")
+    own = [
+        "mix=attunet",
+        "+victims.mine.backbone._target_=users_victims.Shallow",
+        "+victims.mine.backbone.classes=10",
+        f"+victims.mine.weights={tmp_path}/shallow.pt",
+    ]
+    found = train([*tiny, *own], tmp_path / "run")
+    assert found["test/count/fgsm/mine"] == 16
+    (tmp_path / "shallow.pt").unlink()  # the checkpoint holds it
+    assert run.evaluate(tmp_path / "run", [], tmp_path / "again") == found
+
+
+def test_study(tmp_path, monkeypatch):
+    done = []
+
+    def train_or_find(overrides):
+        done.append(overrides)
+        keys = ("d", "logit_d_benign", "logit_d_adv", "pa_benign", "pa_adv", "d_attack", "attacked_accuracy",
+                "restored_accuracy", "adaptive_restored_accuracy/pgd")  # fmt: skip
+        return {f"test/{key}": len(done) / 10 for key in keys}
+
+    monkeypatch.setattr(run, "train_or_find", train_or_find)
+    card = run.study("cdd_red/table1", "smoke", [0, 1], ["trainer.max_epochs=3"], tmp_path)
+    assert len(done) == 6
+    assert all(finalise(compose(overrides)).trainer.max_epochs == 3 for overrides in done)
+    path = tmp_path / "cdd_red" / "table1_digits_smoke.json"
+    assert Card.load(path) == card
+    assert card.seeds == [0, 1]
+    assert "CDD-RED" in path.with_suffix(".md").read_text()
+    assert path.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_an_unknown_study_is_one_sentence(tmp_path):
+    with pytest.raises(run.ConfigError, match="no such study. Studies: cdd_red/table1"):
+        run.study("cdd_red/tabel1", "smoke", [0], [], tmp_path)
+
+
+def test_train_or_find(tiny, no_report, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    calls = []
+    monkeypatch.setattr(run, "train", lambda cfg, out: calls.append(out) or {})
+    words = [*tiny, "mix=attunet"]
+    run.train_or_find(words)
+    calls[0].mkdir(parents=True)
+    (calls[0] / "metrics.json").write_text('{"test/d": 1.5}')
+    assert run.train_or_find(words) == {"test/d": 1.5}
+    assert run.train_or_find([*words, "logger=none"]) == {"test/d": 1.5}
+    run.train_or_find([*words, "seed=1"])
+    assert len(calls) == 2
+    assert calls[0] != calls[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["offline", "disabled"])
+def test_wandb_runs_do_not_merge(tiny, no_report, tmp_path, monkeypatch, mode):
+    import wandb
+
+    monkeypatch.setenv("WANDB_MODE", mode)
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.chdir(tmp_path)
+    ids = []
+    for name in ("a", "b"):
+        train([*tiny, "mix=attunet", "logger=wandb"], tmp_path / name)
+        assert wandb.run is None
+        ids.append((tmp_path / name / "wandb_id.txt").read_text())
+        assert (tmp_path / name / "metrics.json").is_file()
+    assert ids[0] != ids[1]
+    train([*tiny, "mix=attunet", "logger=wandb", "trainer.max_epochs=2"], tmp_path / "a")
+    assert (tmp_path / "a" / "wandb_id.txt").read_text() == ids[0]
+    if mode == "offline":
+        assert {p.name.rsplit("-", 1)[1] for p in tmp_path.rglob("offline-run-*")} == set(ids)
