@@ -130,12 +130,14 @@ def test_another_victim_leaves_the_guide(trained, short, tmp_path):
     assert "test/restored_accuracy/fgsm/small_cnn" in numbers(trained)
 
 
+@pytest.mark.slow
 def test_another_victim_where_the_guide_was_named(tiny, short, tmp_path):
     train([*tiny, *PAIR, "method.guide=lenet"], tmp_path / "run")
     other = run.evaluate(tmp_path / "run", ["victim=small_cnn"], tmp_path / "other")
     assert "test/restored_accuracy/fgsm/small_cnn" in other
 
 
+@pytest.mark.slow
 def test_victim_weights_by_path(trained, short, tmp_path):
     """The weights of the first victim as a plain state dict: the same numbers for it."""
     victim = redlab.load(trained).guide
@@ -148,6 +150,7 @@ def test_victim_weights_by_path(trained, short, tmp_path):
     assert kept.items() <= same.items()
 
 
+@pytest.mark.slow
 def test_a_changed_victim_is_told(tiny, short, tmp_path):
     """The weights of the second victim, which is no guide, stay outside the checkpoint and change there."""
     file, out = tmp_path / "lenet.pt", tmp_path / "run"

@@ -14,7 +14,12 @@ from omegaconf import OmegaConf
 
 from redlab import cli
 
-FASHION_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+FASHION_FILES = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
 
 
 class Result(NamedTuple):
@@ -99,15 +104,12 @@ def damage(path, how):
     ("word", "says"),
     [
         ("trainer.max_epoch=3", ["trainer.max_epoch", "Did you mean 'trainer.max_epochs'?"]),
-        ("method.widht=3", ["method.widht", "Did you mean 'method.width'?"]),
-        ("sede=1", ["sede", "Did you mean 'seed'?"]),
         ("metod=do", ["metod", "Did you mean 'method'?"]),
         ("method=cdd_rde", ["method=cdd_rde", "Did you mean 'cdd_red'?", "Options: cdd_red, classifier, do, ds"]),
         ("data=digit", ["data=digit", "Did you mean 'digits'?", "fashion_mnist"]),
-        ("victim=[small_cnn,lenett]", ["victim=lenett", "Did you mean 'lenet'?"]),
         ("optim@method.optimizer=sdg", ["Did you mean 'sgd'?"]),
         ("method.optimizer.lr=abc", ["method.optimizer.lr must be a number", "'abc'"]),
-        ("+method.typo=1", ["method.typo"]),
+        ("method._target_=redlab.Nothing", ["method._target_=redlab.Nothing cannot be imported"]),
         ("method.width=[1,", ["method.width=[1,"]),
         ("max_epochs", ["max_epochs", "key=value"]),
         ("data=image_folder", ["has no value: give it as data."]),

@@ -13,10 +13,29 @@ from omegaconf import OmegaConf
 
 from redlab import run
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for the ranks under /proc"),
+]
 
 TRAIN = str(Path(__file__).parents[1] / "train.py")
 DDP = ["trainer=ddp", "trainer.devices=2", "mix=attunet"]
+LONG = ["data.limit_train=512", "trainer.max_epochs=1000"]  # epochs of 32 steps
+
+
+def descendants(pid):
+    """Process ids of all that a process has started, and what they have."""
+    try:
+        children = [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+    return [*children, *(p for child in children for p in descendants(child))]
+
+
+def rank(pid):
+    """The rank that torchrun gave to a process, None for other processes."""
+    words = Path(f"/proc/{pid}/environ").read_text().split("\0")
+    return next((int(w.removeprefix("RANK=")) for w in words if w.startswith("RANK=")), None)
 
 
 @pytest.fixture
@@ -25,33 +44,45 @@ def start(clean_env, tmp_path):
     started = []
 
     def begin(*words):
+        log = (tmp_path / "said.txt").open("w")
         process = subprocess.Popen(
-            [sys.executable, *words],
-            env=clean_env,
-            cwd=tmp_path,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
+            [sys.executable, *words], env=clean_env, cwd=tmp_path, stdout=log, stderr=subprocess.STDOUT
         )
+        log.close()
         started.append(process)
         return process
 
     yield begin
     for process in started:
         if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+            for pid in [*descendants(process.pid), process.pid]:  # torchrun puts its ranks into sessions of their own
+                os.kill(pid, signal.SIGKILL)
+            process.wait()
 
 
-def end(process, timeout=240):
-    try:
-        return process.communicate(timeout=timeout)[0]
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        pytest.fail(f"still running after {timeout} s:\n{process.communicate()[0]}")
+@pytest.fixture
+def end(tmp_path):
+    """Waits for a process; gives what it has printed, in one line."""
+
+    def wait(process, timeout=300):
+        try:
+            process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"still running after {timeout} s:\n{(tmp_path / 'said.txt').read_text()}")
+        return " ".join((tmp_path / "said.txt").read_text().split())
+
+    return wait
 
 
-def test_a_sweep_of_two_processes_each(start, tiny, tmp_path):
+def wait_for_a_checkpoint(out, process, timeout=300):
+    limit = time.monotonic() + timeout
+    while not (out / "checkpoints" / "last.ckpt").exists():
+        assert process.poll() is None, "ended early"
+        assert time.monotonic() < limit, "no checkpoint in time"
+        time.sleep(0.05)
+
+
+def test_a_sweep_of_two_processes_each(start, end, tiny, tmp_path):
     """One folder per job, the right seeds in them, and nobody else's."""
     process = start(TRAIN, "-m", *tiny, *DDP, "seed=0,1", "hydra.sweep.dir=sweep")
     said = end(process)
@@ -69,53 +100,31 @@ def test_a_sweep_of_two_processes_each(start, tiny, tmp_path):
         assert (out / "report.html").is_file()
 
 
-def workers(launcher):
-    """rank -> process id, of the processes that torchrun has started."""
-    found = {}
-    for child in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split():
-        variables = dict(
-            word.split("=", 1) for word in Path(f"/proc/{child}/environ").read_text().split("\0") if "=" in word
-        )
-        if "RANK" in variables:
-            found[int(variables["RANK"])] = int(child)
-    return found
-
-
-@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for the ranks under /proc")
-def test_sigterm_to_one_rank_stops_both(start, tiny, tmp_path):
+def test_sigterm_to_one_rank_stops_both(start, end, tiny, tmp_path):
     out = tmp_path / "run"
-    long = ["data.limit_train=512", "trainer.max_epochs=200", f"hydra.run.dir={out}"]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    process = start(*torchrun, TRAIN, *tiny, *DDP, *long)
-    last = out / "checkpoints" / "last.ckpt"
-    limit = time.monotonic() + 150
-    while not last.exists():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < limit, "no checkpoint in time"
-        time.sleep(0.05)
-    ranks = workers(process.pid)
+    process = start(*torchrun, TRAIN, *tiny, *DDP, *LONG, f"hydra.run.dir={out}")
+    wait_for_a_checkpoint(out, process)
+    ranks = {rank(pid): pid for pid in descendants(process.pid) if rank(pid) is not None}
     assert ranks.keys() == {0, 1}
     os.kill(ranks[1], signal.SIGTERM)
-    said = end(process, timeout=60)
+    said = end(process, timeout=120)
     assert process.returncode != 0, said
-    assert f"resume={out}" in " ".join(said.split()), said
-    assert not any(Path(f"/proc/{pid}").exists() for pid in ranks.values())
-    assert run.read_checkpoint(last)["global_step"] % 32  # in the middle of an epoch
+    assert f"resume={out}" in said
+    assert run.read_checkpoint(out / "checkpoints" / "last.ckpt")["global_step"] % 32  # in the middle of an epoch
     assert not (out / "metrics.json").exists()
 
 
-def test_sigterm_to_the_first_of_lightnings_processes(start, tiny, tmp_path):
+def test_sigterm_to_the_first_of_lightnings_processes(start, end, tiny, tmp_path):
     """Lightning has started the other rank here; the exit code is that of a stopped run."""
     out = tmp_path / "run"
-    process = start(TRAIN, *tiny, *DDP, "data.limit_train=512", "trainer.max_epochs=200", f"hydra.run.dir={out}")
-    last = out / "checkpoints" / "last.ckpt"
-    limit = time.monotonic() + 150
-    while not last.exists():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < limit, "no checkpoint in time"
-        time.sleep(0.05)
+    process = start(TRAIN, *tiny, *DDP, *LONG, f"hydra.run.dir={out}")
+    wait_for_a_checkpoint(out, process)
+    others = descendants(process.pid)
+    assert others
     process.send_signal(signal.SIGTERM)
-    said = end(process, timeout=60)
+    said = end(process, timeout=120)
     assert process.returncode == 143, said
-    assert f"resume={out}" in " ".join(said.split())
-    assert run.read_checkpoint(last)["global_step"] % 32
+    assert f"resume={out}" in said
+    assert run.read_checkpoint(out / "checkpoints" / "last.ckpt")["global_step"] % 32
+    assert not any(Path(f"/proc/{pid}").exists() for pid in others)

@@ -27,7 +27,9 @@ def commands(script):
     found = []
     for page in PAGES:
         text = "\n".join(blocks(page, "bash"))
-        text += "\n" + "\n".join(" ".join(code.split()) for code in re.findall(r"(?<!`)`([^`]+)`(?!`)", page.read_text()))
+        text += "\n" + "\n".join(
+            " ".join(code.split()) for code in re.findall(r"(?<!`)`([^`]+)`(?!`)", page.read_text())
+        )
         for line in text.splitlines():
             for part in line.split("&&"):
                 words = shlex.split(part, comments=True)

@@ -41,7 +41,7 @@ def test_files(trained):
     assert not list(out.rglob("*.part"))
     report = (out / "report.html").read_text()
     assert report.count("data:image/png") == 3
-    assert "src=\"http" not in report
+    assert 'src="http' not in report
     assert len(list(out.rglob("metrics.csv"))) == 1
 
 
@@ -116,6 +116,7 @@ def _tensors(callbacks):
     return [state["best_model_score"] for state in callbacks.values() if state.get("best_model_score") is not None]
 
 
+@pytest.mark.slow
 def test_a_trained_classifier_is_a_victim(tiny, no_report, tmp_path):
     train(classifier(tiny, "mix=clean", "victim=lenet"), tmp_path / "lenet")
     file = tmp_path / "lenet" / "checkpoints" / "best.ckpt"
@@ -179,7 +180,7 @@ def test_study(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "train_or_find", train_or_find)
     card = run.study("cdd_red/table1", "smoke", [0, 1], ["trainer.max_epochs=3"], tmp_path)
     assert len(done) == 6
-    assert all(finalise(compose(overrides)).trainer.max_epochs == 3 for overrides in done)
+    assert all("trainer.max_epochs=3" in overrides for overrides in done)
     path = tmp_path / "cdd_red" / "table1_digits_smoke.json"
     assert Card.load(path) == card
     assert card.seeds == [0, 1]
@@ -188,7 +189,7 @@ def test_study(tmp_path, monkeypatch):
 
 
 def test_an_unknown_study_is_one_sentence(tmp_path):
-    with pytest.raises(run.ConfigError, match="no such study. Studies: cdd_red/table1"):
+    with pytest.raises(run.ConfigError, match=r"no such study\. Studies: cdd_red/table1"):
         run.study("cdd_red/tabel1", "smoke", [0], [], tmp_path)
 
 

@@ -44,6 +44,8 @@ def test_composes_from_another_folder(installed, tmp_path):
         "print(conf_dir(), cfg.method.lambda_benign, cfg.victims.vgg11.backbone.image_size)\n"
     )
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"PYTHONPATH": str(installed)}
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [str(installed / "redlab" / "conf"), "0.1", "28"]

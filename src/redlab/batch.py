@@ -77,7 +77,8 @@ class AttackBatch:
     def map(self, function: Callable[[Tensor], Tensor]) -> AttackBatch:
         """The batch with ``function`` applied to every tensor, for instance ``Tensor.cpu``."""
         values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        return AttackBatch(**{name: None if value is None else function(value) for name, value in values.items()})
+        mapped: dict[str, Any] = {name: None if v is None else function(v) for name, v in values.items()}
+        return AttackBatch(**mapped)
 
     def valid_rows(self) -> AttackBatch:
         """The valid rows; all rows if none is valid, so that every DDP rank has something to train on."""

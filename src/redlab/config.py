@@ -79,6 +79,10 @@ def with_choices(cfg: DictConfig, choices: Any) -> DictConfig:
 def finalise(cfg: DictConfig, *, trained: bool = False) -> DictConfig:
     """Resolves interpolations, turns fractions such as ``8/255`` into numbers, and checks what can be checked early.
 
+    Args:
+        cfg: as composed.
+        trained: the method comes out of a checkpoint with its guide, which need not be among the victims any more.
+
     Raises:
         ConfigError: a value is missing or has the wrong type, or an argument does not exist.
     """
@@ -114,10 +118,11 @@ def override_stored(stored: dict[str, Any], overrides: Sequence[str]) -> DictCon
     parsed = parse(overrides)
     choices = dict(stored.get("choices", {}))
     fixed = {"method", "experiment", "victim_training"}
-    chosen = {o.get_key_element(): o for o in parsed if o.get_key_element() in _groups()}
-    for group, override in chosen.items():
+    for override in parsed:
         if override.is_delete():
-            raise ConfigError(f"{override.input_line}: a checkpoint keeps its own {group}; give {group}=<option>.")
+            raise ConfigError(f"{override.input_line}: nothing can be taken out of what a checkpoint holds; set it.")
+    chosen = {o.key_or_group: o for o in parsed if o.key_or_group in _groups()}
+    for group, override in chosen.items():
         if group in fixed:
             raise ConfigError(f"{override.input_line}: a checkpoint keeps its own {group}; train a new one instead.")
         choices[group] = override.value()
@@ -131,11 +136,11 @@ def override_stored(stored: dict[str, Any], overrides: Sequence[str]) -> DictCon
         if "victim" not in chosen and "data" in chosen:
             cfg.victims = OmegaConf.create(OmegaConf.to_container(fresh.victims, resolve=False))
     for override in parsed:
-        if override.get_key_element() in chosen:
+        key = override.key_or_group
+        if key in chosen:
             continue
-        key = override.get_key_element().lstrip("+~")
-        if override.is_delete() or (OmegaConf.select(cfg, key, default=_ABSENT) is _ABSENT and not override.is_add()):
-            raise ConfigError(_unknown(key, _keys(cfg)))
+        if key not in (known := _keys(cfg)) and not override.is_add():
+            raise ConfigError(_unknown(key, known))
         OmegaConf.update(cfg, key, override.value(), force_add=True)
     cfg.choices = choices
     return finalise(cfg, trained=True)
@@ -180,7 +185,6 @@ def explain(error: BaseException, overrides: Sequence[str] = ()) -> str:
     return text
 
 
-_ABSENT = object()
 _OPTIONAL = ("experiment", "local")
 
 
@@ -320,7 +324,7 @@ def _check_arguments(plain: Any, path: str) -> None:
         except Exception as error:
             raise ConfigError(f"{where}._target_={node['_target_']} cannot be imported: {error}") from error
         if parameters is None:
-            raise ConfigError(f"{where}._target_={node['_target_']}: there is nothing of that name to import.")
+            raise ConfigError(f"{where}._target_={node['_target_']} cannot be imported: nothing has that name.")
         if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             continue
         for key in node:

@@ -22,10 +22,10 @@ import torch
 import torch.distributed as dist
 from filelock import FileLock
 from hydra.utils import instantiate
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
-from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.syntax import Syntax
@@ -174,6 +174,7 @@ class RunRecord(Callback):
         self.config = _plain(cfg)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Adds the record."""
         data: AttackDataModule = trainer.datamodule  # type: ignore[attr-defined]
         record: dict[str, Any] = {
             "config": self.config,
@@ -189,7 +190,7 @@ class RunRecord(Callback):
         checkpoint["redlab"] = record
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        # in a folder that has moved, ModelCheckpoint would forget which checkpoint is the best
+        """Corrects paths: in a folder that has moved, ModelCheckpoint would forget which checkpoint is the best."""
         for state in checkpoint["callbacks"].values():
             if "best_model_path" in state:
                 folder = os.path.realpath(Path(trainer.default_root_dir) / "checkpoints")
@@ -200,9 +201,10 @@ class RunRecord(Callback):
                 state["dirpath"] = folder
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Takes away the numbers of a shorter training, since a folder with numbers is a finished run."""
         if trainer.is_global_zero:
             out = Path(trainer.default_root_dir)
-            (out / "metrics.json").unlink(missing_ok=True)  # of a shorter training; a folder with numbers is finished
+            (out / "metrics.json").unlink(missing_ok=True)
             # not earlier: a mistake in a resumed run must leave the folder as it was
             (out / "config.yaml").write_text(OmegaConf.to_yaml(self.config))
 
@@ -236,28 +238,31 @@ class StopOnSignal(Callback):
             raise Stopped("Stopped before there was anything to keep.")
         if save:
             trainer.save_checkpoint(self.last)
-        raise Stopped(
-            f"Stopped at step {trainer.global_step}. To go on: python train.py resume={self.last.parents[1]}"
-        )
+        raise Stopped(f"Stopped at step {trainer.global_step}. To go on: python train.py resume={self.last.parents[1]}")
 
     def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Takes the signal over from Lightning."""
         self._listen(trainer)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Takes the signal over from Lightning."""
         self._listen(trainer)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stops with what the epoch before has saved."""
         self._stop_if_asked(trainer)
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
-        # not after the last batch: from there, Lightning would not resume with the validation. It is saved after it.
+        """Saves and stops, but not after the last batch: from there, a resume would leave out the validation."""
         if not trainer.is_last_batch:
             self._stop_if_asked(trainer, save=True)
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Takes the signal over from Lightning."""
         self._listen(trainer)
 
     def on_test_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        """Stops; the trained method is saved."""
         self._stop_if_asked(trainer)
 
 
@@ -306,6 +311,17 @@ def _resume_from(out: Path, cfg: DictConfig) -> Path | None:
     if damaged is not None:
         raise ConfigError(f"{damaged} Nothing in {out}/checkpoints can be resumed; remove it or use another folder.")
     return None
+
+
+def _own_victims(cfg: DictConfig, resume: Path | None) -> Mapping[str, Any] | None:
+    """The victims that a run to be resumed has in its checkpoint, if the config still asks for the same."""
+    if resume is None:
+        return None
+    record = read_checkpoint(resume)["redlab"]
+    before: dict[str, Any] = record["config"]
+    same = before["victims"] == _plain(cfg.victims) and before["victim_training"] == _plain(cfg.victim_training)
+    victims: Mapping[str, Any] = record["victims"]
+    return victims if same else None
 
 
 def _finished(cfg: DictConfig, out: Path, resume: Path) -> dict[str, float] | None:
@@ -374,7 +390,7 @@ def train(cfg: DictConfig, out: Path) -> dict[str, float]:
     _prepare_folder(cfg, out)
     if resume is not None:
         console.print(f"Resuming from {resume}")
-    method, data = build(cfg)
+    method, data = build(cfg, _own_victims(cfg, resume))
     checkpoints = out / "checkpoints"
     best = ModelCheckpoint(
         checkpoints, "best", monitor=method.monitor, mode=method.monitor_mode, enable_version_counter=False
@@ -392,11 +408,15 @@ def train(cfg: DictConfig, out: Path) -> dict[str, float]:
     try:
         trainer.fit(method, datamodule=data, ckpt_path=resume)
         chosen = checkpoints / ("best.ckpt" if (checkpoints / "best.ckpt").exists() else "last.ckpt")
+        chosen = trainer.strategy.broadcast(chosen)  # under torchrun, only the first rank's folder has them
         trainer.test(method, datamodule=data, ckpt_path=chosen, verbose=False)
         metrics = _finish(cfg, out, trainer, method, data, started, loggers)
         _close(trainer, loggers, failed=False)
-    except BaseException:
+    except BaseException as error:
         _close(trainer, loggers, failed=True)
+        environment = getattr(trainer.strategy, "cluster_environment", None)
+        if isinstance(error, Stopped) and trainer.global_rank > 0 and isinstance(environment, LightningEnvironment):
+            sys.exit(0)  # for any other code, Lightning in the first process would kill that one before it is done
         raise
     return metrics
 
