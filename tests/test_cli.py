@@ -300,6 +300,7 @@ def test_train_leaves_what_the_readme_says(finished):
     assert config.mix.components.fgsm.params.eps.uniform == [24 / 255, 64 / 255]
 
 
+@pytest.mark.slow
 def test_evaluate_gives_the_numbers_of_the_run(call, finished):
     before = contents(finished)
     # a checkpoint alone is enough: not the folder around it, and not the victims' cache
@@ -311,6 +312,7 @@ def test_evaluate_gives_the_numbers_of_the_run(call, finished):
     assert contents(finished) == before
 
 
+@pytest.mark.slow  # tests/test_checkpoints.py looks at the same in one process
 def test_evaluate_with_another_mix_and_victim(call, finished, victim_root):
     words = ["mix=attunet", "victim=lenet", "mix.components.fgsm.params.eps.integers=[8,16]"]
     result = call(cli.evaluate, f"run={finished}", "out=other", f"victim_root={victim_root}", *words)

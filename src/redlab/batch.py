@@ -115,7 +115,9 @@ class Attack(Protocol):
 
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, *, target: Tensor | None = None, rng: SampleRng | None = None
-    ) -> Tensor: ...
+    ) -> Tensor:
+        """Attacks every row."""
+        ...
 
 
 @runtime_checkable
