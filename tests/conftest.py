@@ -2,6 +2,9 @@
 
 import os
 
+# Before torch is imported: ranks that a test forks hang if this process has a pool of OpenMP threads.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import pytest
 import torch.distributed as dist
 from hydra.core.global_hydra import GlobalHydra
