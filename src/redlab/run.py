@@ -587,7 +587,8 @@ def _loggers(cfg: DictConfig, out: Path) -> list[Logger]:
         if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
             file.write_text(run_id)
         extra |= {"id": run_id, "resume": "allow", "name": cfg.name or out.name, "config": _plain(cfg)}
-    logger: Logger = instantiate(cfg.logger, **extra, _convert_="all")
+    # as a partial, since `config` is also the name of an argument of instantiate
+    logger: Logger = instantiate(cfg.logger, _partial_=True, _convert_="all")(**extra)
     return [logger]
 
 
