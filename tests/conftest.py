@@ -1,6 +1,8 @@
 """What every test gets: a clean process, and the means to make tiny runs."""
 
+import csv
 import os
+import time
 
 # Before torch is imported: ranks that a test forks hang if this process has a pool of OpenMP threads.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -58,6 +60,34 @@ def clean_env():
     """The environment for a process started by a test: one thread, no rank of a job that pytest may run in."""
     keep = {k: v for k, v in os.environ.items() if not k.startswith((*RANK_VARIABLES, "MASTER_", "TORCHELASTIC_"))}
     return keep | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled", "PYTHONWARNINGS": ""}
+
+
+def steps_done(out):
+    """How many steps the log of a run shows. Its last line may be half written, or the whole file be written anew."""
+    try:
+        lines = (out / "csv" / "version_0" / "metrics.csv").read_text().splitlines(keepends=True)
+    except FileNotFoundError:
+        return 0
+    rows = csv.DictReader(line for line in lines if line.endswith("\n"))
+    return max((int(row["step"]) + 1 for row in rows if row.get("train/loss")), default=0)
+
+
+@pytest.fixture
+def wait_for_step():
+    """Waits until the log of a run, flushed at every step, shows so many steps; gives how many it shows by then.
+
+    What is claimed of a run that is stopped after that must hold wherever the signal finds it: later at any rate.
+    """
+
+    def wait(out, process, step, timeout=600):
+        limit = time.monotonic() + timeout
+        while (seen := steps_done(out)) < step:
+            assert process.poll() is None, "the run ended early"
+            assert time.monotonic() < limit, f"step {seen} of {step} after {timeout} s"
+            time.sleep(0.02)
+        return seen
+
+    return wait
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,8 @@ pytestmark = [
 
 TRAIN = str(Path(__file__).parents[1] / "train.py")
 DDP = ["trainer=ddp", "trainer.devices=2", "mix=attunet"]
-LONG = ["data.limit_train=512", "trainer.max_epochs=1000"]  # epochs of 32 steps
+STEPS = 64  # of an epoch
+LONG = ["data.limit_train=1024", "trainer.max_epochs=1000", "+logger.flush_logs_every_n_steps=1"]
 
 
 def descendants(pid):
@@ -64,7 +64,7 @@ def start(clean_env, tmp_path):
 def end(tmp_path):
     """Waits for a process; gives what it has printed, in one line."""
 
-    def wait(process, timeout=300):
+    def wait(process, timeout=600):
         try:
             process.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -72,14 +72,6 @@ def end(tmp_path):
         return " ".join((tmp_path / "said.txt").read_text().split())
 
     return wait
-
-
-def wait_for_a_checkpoint(out, process, timeout=300):
-    limit = time.monotonic() + timeout
-    while not (out / "checkpoints" / "last.ckpt").exists():
-        assert process.poll() is None, "ended early"
-        assert time.monotonic() < limit, "no checkpoint in time"
-        time.sleep(0.05)
 
 
 def test_a_sweep_of_two_processes_each(start, end, tiny, tmp_path):
@@ -100,31 +92,32 @@ def test_a_sweep_of_two_processes_each(start, end, tiny, tmp_path):
         assert (out / "report.html").is_file()
 
 
-def test_sigterm_to_one_rank_stops_both(start, end, tiny, tmp_path):
+def test_sigterm_to_one_rank_stops_both(start, end, wait_for_step, tiny, tmp_path):
     out = tmp_path / "run"
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     process = start(*torchrun, TRAIN, *tiny, *DDP, *LONG, f"hydra.run.dir={out}")
-    wait_for_a_checkpoint(out, process)
+    done = wait_for_step(out, process, STEPS + 16)
     ranks = {rank(pid): pid for pid in descendants(process.pid) if rank(pid) is not None}
     assert ranks.keys() == {0, 1}
     os.kill(ranks[1], signal.SIGTERM)
-    said = end(process, timeout=120)
+    said = end(process)
     assert process.returncode != 0, said
     assert f"resume={out}" in said
-    assert run.read_checkpoint(out / "checkpoints" / "last.ckpt")["global_step"] % 32  # in the middle of an epoch
+    # more than the checkpoint of the first epoch had: nothing that was done is lost
+    assert run.read_checkpoint(out / "checkpoints" / "last.ckpt")["global_step"] >= done > STEPS
     assert not (out / "metrics.json").exists()
 
 
-def test_sigterm_to_the_first_of_lightnings_processes(start, end, tiny, tmp_path):
+def test_sigterm_to_the_first_of_lightnings_processes(start, end, wait_for_step, tiny, tmp_path):
     """Lightning has started the other rank here; the exit code is that of a stopped run."""
     out = tmp_path / "run"
     process = start(TRAIN, *tiny, *DDP, *LONG, f"hydra.run.dir={out}")
-    wait_for_a_checkpoint(out, process)
+    done = wait_for_step(out, process, STEPS + 16)
     others = descendants(process.pid)
     assert others
     process.send_signal(signal.SIGTERM)
-    said = end(process, timeout=120)
+    said = end(process)
     assert process.returncode == 143, said
     assert f"resume={out}" in said
-    assert run.read_checkpoint(out / "checkpoints" / "last.ckpt")["global_step"] % 32
+    assert run.read_checkpoint(out / "checkpoints" / "last.ckpt")["global_step"] >= done > STEPS
     assert not any(Path(f"/proc/{pid}").exists() for pid in others)

@@ -67,7 +67,7 @@ def words(tiny):
 def call(clean_env):
     """Runs a command in a process group of its own, so that no rank outlives the test."""
 
-    def command(*words, timeout=240, **env):
+    def command(*words, timeout=600, **env):
         process = subprocess.Popen(
             [sys.executable, *words],
             env=clean_env | env,
