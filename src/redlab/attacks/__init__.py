@@ -9,8 +9,23 @@ True
 """
 
 from redlab.attacks.ascend import GradientSteps, SteppedAttack, ascend
+from redlab.attacks.carlini_wagner import CarliniWagnerL2, CarliniWagnerLinf
+from redlab.attacks.ddn import DDN
+from redlab.attacks.deepfool import DeepFool
 from redlab.attacks.fgsm import FGSM, RFGSM
 from redlab.attacks.pgd import PGD
 from redlab.attacks.rng import SampleRng
 
-__all__ = ["FGSM", "PGD", "RFGSM", "GradientSteps", "SampleRng", "SteppedAttack", "ascend"]
+__all__ = [
+    "DDN",
+    "FGSM",
+    "PGD",
+    "RFGSM",
+    "CarliniWagnerL2",
+    "CarliniWagnerLinf",
+    "DeepFool",
+    "GradientSteps",
+    "SampleRng",
+    "SteppedAttack",
+    "ascend",
+]

@@ -55,6 +55,28 @@ def outside_inference(t: Tensor) -> Tensor:
     return t.detach().clone() if t.is_inference() else t.detach()
 
 
+def logits_of(model: nn.Module, images: Tensor, top: int) -> Tensor:
+    """The model's answer, in float32 and checked.
+
+    Args:
+        model: the network under attack.
+        images: (B, C, H, W).
+        top: the greatest label in use, so that checking it waits for no device.
+
+    Returns:
+        (B, K) float32.
+
+    Raises:
+        ValueError: the model does not return (B, K); ``top`` is not below K.
+    """
+    logits: Tensor = model(images)
+    if logits.ndim != 2 or len(logits) != len(images):
+        raise ValueError(f"the model must return ({len(images)}, K) logits, got {tuple(logits.shape)}")
+    if top >= logits.shape[1]:
+        raise ValueError(f"label {top} is out of range for a model of {logits.shape[1]} classes")
+    return logits.float()
+
+
 def check_inputs(x: Tensor, y: Tensor, target: Tensor | None = None) -> None:
     """Checks what a caller hands to an attack, with one wait for the device.
 
