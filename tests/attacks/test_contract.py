@@ -16,7 +16,21 @@ import torch.nn.functional as F
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from redlab.attacks import FGSM, PGD, RFGSM, SampleRng
+from redlab.attacks import APGD, FAB, FGSM, PGD, RFGSM, AutoAttack, SampleRng, Square
+from redlab.attacks.dlr import dlr
+
+
+def cross_entropy(logits: Tensor, y: Tensor, target: Tensor | None) -> Tensor:
+    if target is None:
+        return F.cross_entropy(logits, y, reduction="none")
+    return -F.cross_entropy(logits, target, reduction="none")
+
+
+def lead(logits: Tensor, y: Tensor, target: Tensor | None) -> Tensor:
+    label = y if target is None else target
+    own = F.one_hot(label, logits.shape[1]).bool()
+    gap = logits.masked_fill(own, -torch.inf).amax(1) - logits[own]
+    return gap if target is None else -gap
 
 
 class Case(NamedTuple):
@@ -24,6 +38,7 @@ class Case(NamedTuple):
     make: Callable[..., Any]  # takes fields of the attack
     norm: str | None  # of the budget eps; None where an attack has none
     draws: bool = True  # whether it uses its rng
+    raises: Callable[[Tensor, Tensor, Tensor | None], Tensor] = cross_entropy  # what it wants more of
 
 
 ATTACKS = [
@@ -32,11 +47,19 @@ ATTACKS = [
     Case("pgd-linf", PGD, "linf"),
     Case("pgd-l2", partial(PGD, norm="l2"), "l2"),
     Case("pgd-no-random-start", partial(PGD, random_start=False), "linf", draws=False),
+    Case("apgd-linf", partial(APGD, steps=6), "linf"),
+    Case("apgd-l2-dlr", partial(APGD, norm="l2", steps=6, loss="dlr"), "l2", raises=dlr),
+    Case("fab-linf", partial(FAB, steps=4), None, draws=False),
+    Case("fab-l2", partial(FAB, norm="l2", steps=4), None, draws=False),
+    Case("square-linf", partial(Square, queries=12), "linf", raises=lead),
+    Case("square-l2", partial(Square, norm="l2", queries=12), "l2", raises=lead),
+    Case("autoattack", partial(AutoAttack, steps=2, queries=2, targets=2), "linf"),
 ]
 
 VOCABULARY = {
     *("norm", "eps", "alpha", "step_size", "steps", "random_start"),
     *("confidence", "c", "lr", "binary_search_steps", "overshoot", "gamma", "queries"),
+    *("loss", "any_class", "beta", "alpha_max", "p_init", "targets"),
 }
 
 EPS = {"linf": 0.1, "l2": 1.0}
@@ -69,6 +92,17 @@ def network(channels: int = 3, classes: int = 4, seed: int = 0) -> nn.Module:
         return nn.Sequential(nn.Sequential(*body), nn.Flatten(), head).eval()
 
 
+class Exact(nn.Module):
+    """Computes in float64, so that its float32 answers do not show how the batch was cut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = network().double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x.double()).float()
+
+
 def images(rows: int = 8, shape: tuple[int, int, int] = (3, 7, 5), seed: int = 1) -> Tensor:
     """Half of the pixels lie exactly at 0 or 1."""
     wide = torch.rand(rows, *shape, generator=torch.Generator().manual_seed(seed)) * 2 - 0.5
@@ -87,13 +121,9 @@ def sizes(delta: Tensor, norm: str) -> Tensor:
     return flat.abs().amax(1) if norm == "linf" else flat.norm(dim=1)
 
 
-def goal(model: nn.Module, x: Tensor, y: Tensor, target: Tensor | None) -> Tensor:
-    """What the attack wants more of."""
+def goal(case: Case, model: nn.Module, x: Tensor, y: Tensor, target: Tensor | None) -> Tensor:
     with torch.no_grad():
-        logits = model(x)
-    if target is None:
-        return F.cross_entropy(logits, y, reduction="none")
-    return -F.cross_entropy(logits, target, reduction="none")
+        return case.raises(model(x), y, target)
 
 
 def check_threat_model(case: Case, x: Tensor, x_adv: Tensor, eps: float | None = None) -> None:
@@ -139,7 +169,7 @@ def test_in_the_budget_and_effective(case: Case, kind: str) -> None:
     check_threat_model(case, x, x_adv)
     assert torch.equal(x, kept)
     assert x_adv.data_ptr() != x.data_ptr()
-    assert bool((goal(model, x_adv, y, target) > goal(model, x, y, target)).all())
+    assert bool((goal(case, model, x_adv, y, target) > goal(case, model, x, y, target)).all())
 
 
 @both
@@ -158,9 +188,9 @@ def test_eps_zero_is_the_identity(case: Case, kind: str) -> None:
 @both
 @every
 def test_rows_do_not_depend_on_each_other(case: Case, kind: str) -> None:
-    model, x = network(), images(64)
+    model, x = Exact(), images(24)
     y, target = labels(model, x, kind)
-    rng = SampleRng(5, "train", 2, torch.randperm(1000, generator=torch.Generator().manual_seed(0))[:64])
+    rng = SampleRng(5, "train", 2, torch.randperm(1000, generator=torch.Generator().manual_seed(0))[:24])
     attack = attack_of(case)
     whole = attack(model, x, y, target=target, rng=rng)
 
@@ -168,9 +198,9 @@ def test_rows_do_not_depend_on_each_other(case: Case, kind: str) -> None:
         return attack(model, x[part], y[part], target=None if target is None else target[part], rng=rng[part])
 
     for size in (1, 7):
-        split = torch.cat([rows(part) for part in torch.arange(64).split(size)])
+        split = torch.cat([rows(part) for part in torch.arange(24).split(size)])
         torch.testing.assert_close(split, whole, rtol=0, atol=1e-6)
-    order = torch.randperm(64, generator=torch.Generator().manual_seed(1))
+    order = torch.randperm(24, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(rows(order), whole[order], rtol=0, atol=1e-6)
 
 
@@ -254,15 +284,17 @@ def test_leaves_no_trace_in_any_context(case: Case, context: str) -> None:
             assert snapshot(broken) == before
 
 
-PER_ROW = [(c, field) for c in ATTACKS for field in ("eps", "alpha", "step_size", "steps") if field in field_names(c)]
+WHOLE = {"steps", "queries"}
+NUMBERS = ("eps", "alpha", "step_size", "beta", "alpha_max", "overshoot", *WHOLE)
+PER_ROW = [(c, field) for c in ATTACKS for field in NUMBERS if field in field_names(c)]
 
 
 @pytest.mark.parametrize(("case", "field"), PER_ROW, ids=[f"{c.name}-{field}" for c, field in PER_ROW])
 def test_numbers_per_row_equal_separate_calls(case: Case, field: str) -> None:
-    model, x = network(), images()
+    model, x = Exact(), images()
     y, target = labels(model, x, "targeted")
     rng, top = SampleRng.for_batch(x), EPS[case.norm or "linf"]
-    values = torch.tensor([3, 1, 7, 1, 2, 7, 5, 1]) if field == "steps" else torch.linspace(0, top, 8)
+    values = torch.tensor([3, 1, 7, 1, 2, 7, 5, 1]) if field in WHOLE else torch.linspace(0, top, 8)
     together = attack_of(case, **{field: values})(model, x, y, target=target)
     for row, value in enumerate(values.tolist()):
         part = torch.tensor([row])
@@ -363,6 +395,9 @@ BAD_NUMBERS = [
     *(("eps", -0.5, r"-0\.5"), ("eps", float("nan"), "nan"), ("eps", float("inf"), "inf"), ("eps", "8/255", "8/255")),
     *(("eps", torch.full((8,), -0.5), r"-0\.5"), ("eps", torch.ones(5), r"\(5,\)"), ("eps", True, "True")),
     *(("alpha", -0.5, r"-0\.5"), ("alpha", 3.0, "3 > "), ("step_size", -2.0, "-2")),
+    *(("beta", 1.5, r"1\.5"), ("alpha_max", -0.1, r"-0\.1"), ("overshoot", -1.0, "-1"), ("queries", 0, "got 0")),
+    *(("queries", 2.5, r"2\.5"), ("p_init", 0.0, r"0\.0"), ("p_init", 1.5, r"1\.5"), ("targets", 0, "got 0")),
+    *(("loss", "mse", "mse"), ("targets", 2.0, r"2\.0")),
     *(("steps", 0, "got 0"), ("steps", -3, "-3"), ("steps", 2.5, r"2\.5"), ("steps", torch.zeros(8).long(), "got 0")),
     *(("steps", torch.ones(8), "float32"), ("norm", "l7", "l7")),
 ]

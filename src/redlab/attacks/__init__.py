@@ -8,9 +8,25 @@
 True
 """
 
+from redlab.attacks.apgd import APGD
 from redlab.attacks.ascend import GradientSteps, SteppedAttack, ascend
+from redlab.attacks.autoattack import AutoAttack
+from redlab.attacks.fab import FAB
 from redlab.attacks.fgsm import FGSM, RFGSM
 from redlab.attacks.pgd import PGD
 from redlab.attacks.rng import SampleRng
+from redlab.attacks.square import Square
 
-__all__ = ["FGSM", "PGD", "RFGSM", "GradientSteps", "SampleRng", "SteppedAttack", "ascend"]
+__all__ = [
+    "APGD",
+    "FAB",
+    "FGSM",
+    "PGD",
+    "RFGSM",
+    "AutoAttack",
+    "GradientSteps",
+    "SampleRng",
+    "Square",
+    "SteppedAttack",
+    "ascend",
+]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -124,3 +124,48 @@ def per_row(
     if isinstance(value, Tensor):
         return value.detach().to(x.device, dtype).expand(len(x))
     return torch.full((len(x),), value, dtype=dtype, device=x.device)
+
+
+def check_logits(logits: Tensor, rows: int, top: int) -> Tensor:
+    """The logits as float32, if they are what a classifier of these images returns.
+
+    Args:
+        logits: what the model returned.
+        rows: number of images that went in.
+        top: greatest label in use.
+
+    Raises:
+        ValueError: not (rows, K), or no more classes than ``top``.
+    """
+    if logits.ndim != 2 or len(logits) != rows:
+        raise ValueError(f"the model must return ({rows}, K) logits, got {tuple(logits.shape)}")
+    if top >= logits.shape[1]:
+        raise ValueError(f"label {top} is out of range for a model of {logits.shape[1]} classes")
+    return logits.float()
+
+
+def checked(model: nn.Module, y: Tensor, target: Tensor | None = None) -> Callable[[Tensor], Tensor]:
+    """``model`` with ``check_logits`` on what it returns, for one wait for the device in all.
+
+    Args:
+        model: (n, C, H, W) -> (n, K) logits.
+        y: (B,) int64 labels in use.
+        target: (B,) int64 more labels in use, or None.
+
+    Returns:
+        A function (n, C, H, W) -> (n, K) float32.
+    """
+    top = int((y if target is None else torch.cat([y, target])).amax())
+    return lambda images: check_logits(model(images), len(images), top)
+
+
+def rows_by_count(counts: Tensor) -> list[tuple[int, Tensor]]:
+    """The rows with each number of steps, for attacks whose whole course depends on that number.
+
+    Args:
+        counts: (B,) int64.
+
+    Returns:
+        (number, (n,) int64 rows with it), by rising number.
+    """
+    return [(count, (counts == count).nonzero()[:, 0]) for count in torch.unique(counts).tolist()]
