@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor, nn
 
-from redlab.attacks.guard import check_inputs, guard, logits_of, outside_inference, per_row
+from redlab.attacks.guard import check_inputs, checked, guard, outside_inference, per_row
 from redlab.attacks.margin import margin
 from redlab.attacks.project import Ball, per_pixel
 from redlab.attacks.rng import SampleRng
@@ -205,14 +205,13 @@ class _Goal:
     """What the victim is to say."""
 
     def __init__(self, model: nn.Module, y: Tensor, target: Tensor | None) -> None:
-        self.model, self.targeted = model, target is not None
-        self.label = outside_inference(y if target is None else target)
-        self.top = int(self.label.amax())
+        self.label, self.targeted = outside_inference(y if target is None else target), target is not None
+        self.classify = checked(model, self.label)
 
     def evaluate(self, image: Tensor, label: Tensor, confidence: Tensor) -> tuple[Tensor, Tensor]:
         """(B,) margin plus confidence, and its gradient with respect to the image, NaN taken for 0."""
         image = image.detach().requires_grad_()
-        lack = margin(logits_of(self.model, image, self.top), label, self.targeted) + confidence
+        lack = margin(self.classify(image), label, self.targeted) + confidence
         (grad,) = torch.autograd.grad(lack.sum(), image)
         return lack.detach(), torch.nan_to_num(grad)
 

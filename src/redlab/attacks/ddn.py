@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from redlab.attacks.guard import check_inputs, guard, logits_of, outside_inference, per_row
+from redlab.attacks.guard import check_inputs, checked, guard, outside_inference, per_row
 from redlab.attacks.margin import margin
 from redlab.attacks.project import per_pixel, steepest
 from redlab.attacks.rng import SampleRng
@@ -60,12 +60,12 @@ class DDN:
         kick = steepest(SampleRng.for_batch(x, rng).normal("kick", *x.shape[1:]), "l2")
         with guard(model):
             x, label = outside_inference(x), outside_inference(y if target is None else target)
-            top, sign = int(label.amax()), 1.0 if target is None else -1.0
+            classify, sign = checked(model, label), 1.0 if target is None else -1.0
             farthest = _length(torch.maximum(x, 1.0 - x))  # no image is farther away than that
             image, delta, best, best_norm = x, torch.zeros_like(x), x, torch.full_like(norm, math.inf)
             for step in range(self.steps + 1):
                 image = image.detach().requires_grad_()
-                logits = logits_of(model, image, top)
+                logits = classify(image)
                 fooled, length = margin(logits.detach(), label, target is not None) < 0, _length(delta)
                 better = fooled & (length < best_norm)
                 best = torch.where(per_pixel(better | best_norm.isinf()), image.detach(), best)

@@ -6,12 +6,13 @@ Moosavi-Dezfooli, Fawzi and Frossard, "DeepFool: a simple and accurate method to
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from redlab.attacks.guard import check_inputs, guard, logits_of, outside_inference, per_row
+from redlab.attacks.guard import check_inputs, checked, guard, outside_inference, per_row
 from redlab.attacks.margin import margin
 from redlab.attacks.project import check_norm, per_pixel, steepest
 from redlab.attacks.rng import SampleRng
@@ -64,12 +65,12 @@ class DeepFool:
         factor = 1.0 + per_row("overshoot", self.overshoot, x)
         with guard(model):
             x, y = outside_inference(x), outside_inference(y)
-            top = int(y.amax())
+            classify = checked(model, y)
             rows, now, way, result = torch.arange(len(x), device=x.device), x, torch.zeros_like(x), x.clone()
             others = y[:, None]
             for step in range(self.steps + 1):
                 with torch.no_grad():
-                    logits = logits_of(model, now, top)
+                    logits = classify(now)
                 result[rows] = now
                 keep = margin(logits, y) >= 0
                 left = int(keep.sum())
@@ -80,14 +81,14 @@ class DeepFool:
                     others = logits.scatter(1, y[:, None], -math.inf).topk(k).indices
                 if left < len(rows):
                     rows, x, y, now, way, others, factor = (t[keep] for t in (rows, x, y, now, way, others, factor))
-                way = way + self._to_boundary(model, now, y, others, top)
+                way = way + self._to_boundary(classify, now, y, others)
                 now = (way * per_pixel(factor)).add_(x).clamp_(0.0, 1.0)
             return result
 
-    def _to_boundary(self, model: nn.Module, now: Tensor, y: Tensor, others: Tensor, top: int) -> Tensor:
+    def _to_boundary(self, classify: Callable[[Tensor], Tensor], now: Tensor, y: Tensor, others: Tensor) -> Tensor:
         """The shortest step that equals the logits of y and of one of ``others``, to first order."""
         point = now.detach().requires_grad_()
-        logits = logits_of(model, point, top)
+        logits = classify(point)
         gaps = logits.gather(1, others) - logits.gather(1, y[:, None])
         shortest, least = torch.zeros_like(now), torch.full_like(logits[:, 0], math.inf).detach()
         for k in range(gaps.shape[1]):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -75,6 +75,20 @@ def logits_of(model: nn.Module, images: Tensor, top: int) -> Tensor:
     if top >= logits.shape[1]:
         raise ValueError(f"label {top} is out of range for a model of {logits.shape[1]} classes")
     return logits.float()
+
+
+def checked(model: nn.Module, *labels: Tensor | None) -> Callable[[Tensor], Tensor]:
+    """``model`` with the checks of ``logits_of``, for one wait for the device in all.
+
+    Args:
+        model: (n, C, H, W) -> (n, K) logits.
+        *labels: (B,) int64 labels in use; None counts for nothing.
+
+    Returns:
+        A function (n, C, H, W) -> (n, K) float32.
+    """
+    top = int(torch.cat([t for t in labels if t is not None]).amax())
+    return lambda images: logits_of(model, images, top)
 
 
 def check_inputs(x: Tensor, y: Tensor, target: Tensor | None = None) -> None:
