@@ -19,10 +19,13 @@ from redlab.attacks.fgsm import FGSM, RFGSM
 from redlab.attacks.pgd import PGD
 from redlab.attacks.rng import SampleRng
 from redlab.attacks.square import Square
+from redlab.attacks.wrappers import BPDA, EOT, Defended, SmoothedPGD
 
 __all__ = [
     "APGD",
+    "BPDA",
     "DDN",
+    "EOT",
     "FAB",
     "FGSM",
     "PGD",
@@ -31,8 +34,10 @@ __all__ = [
     "CarliniWagnerL2",
     "CarliniWagnerLinf",
     "DeepFool",
+    "Defended",
     "GradientSteps",
     "SampleRng",
+    "SmoothedPGD",
     "Square",
     "SteppedAttack",
     "ascend",

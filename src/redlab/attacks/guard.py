@@ -14,9 +14,10 @@ from torch import Tensor, nn
 def guard(model: nn.Module) -> Iterator[None]:
     """Makes ``model`` fit to be attacked, and puts everything back afterwards, also after an exception.
 
-    Inside: gradients on, inference mode and autocast off, every submodule in eval mode, parameters frozen. Put back:
-    the mode of each submodule, ``requires_grad`` of each parameter, the global CPU and CUDA random states. Modes are
-    set one by one, not by ``eval()``, which a module may override.
+    Inside: gradients on, inference mode and autocast off, every submodule in eval mode, parameters frozen, the global
+    random states seeded, so that a model which draws gives the same attack again. Put back: the mode of each submodule,
+    ``requires_grad`` of each parameter, the global CPU and CUDA random states. Modes are set one by one, not by
+    ``eval()``, which a module may override.
 
     Args:
         model: the network under attack.
@@ -31,6 +32,8 @@ def guard(model: nn.Module) -> Iterator[None]:
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
         stack.enter_context(torch.random.fork_rng(devices=sorted(cuda)))
+        for generator in (torch.default_generator, *(torch.cuda.default_generators[i] for i in cuda)):
+            generator.manual_seed(0)
         try:
             for module, training in modes:
                 if training:
