@@ -232,7 +232,8 @@ def test_uniform_never_reaches_its_upper_end() -> None:
     from redlab.attacks.mix import Distribution
 
     for lo, hi in [(0.0, 1.0), (0.5, 0.50001), (1 / 255, 20 / 255), (0.3, 0.3)]:
-        drawn = Distribution.parse("eps", {"uniform": [lo, hi]}).draw(Top(0, "train", 0, torch.arange(2)), "eps")
+        top, zero = Top(0, "train", 0, torch.arange(2)), torch.zeros(2, dtype=torch.int64)
+        drawn = Distribution.parse("eps", {"uniform": [lo, hi]}).draw(top, "eps", zero, zero)
         assert drawn.max() < torch.tensor(hi) or lo == hi
 
 
@@ -440,6 +441,74 @@ def test_defended_differentiates_through_the_restorer() -> None:
         craft(plain, victims, n=16, defender=defender, against="defended")[0].adv, batch.adv, atol=1e-6, rtol=0
     )
     torch.testing.assert_close(craft(mix, victims, n=16, against="victim")[0].adv, on_victim, atol=1e-6, rtol=0)
+
+
+def test_bpda_takes_the_restorer_for_the_identity() -> None:
+    """The restorer turns images upside down in grey, so that its own gradient points the other way."""
+
+    class Negative(nn.Module):
+        def restore(self, x: Tensor) -> Tensor:
+            return 1 - x
+
+    victims, (x, y) = nets("a"), data(16)
+    found = {}
+    for gradient in ("exact", "bpda"):
+        mix = AttackMix({"fgsm": Component(attack=FGSM(eps=0.1), against="defended", gradient=gradient)})
+        found[gradient] = craft(mix, victims, n=16, defender=Negative())[0].adv
+    u = (1 - x).requires_grad_()
+    (grad,) = torch.autograd.grad(nn.functional.cross_entropy(victims["a"](u), y, reduction="sum"), u)
+    torch.testing.assert_close(found["bpda"], (x + 0.1 * grad.sign()).clamp(0, 1), atol=1e-6, rtol=0)
+    torch.testing.assert_close(found["exact"], (x - 0.1 * grad.sign()).clamp(0, 1), atol=1e-6, rtol=0)
+
+
+def test_eot_asks_a_restorer_that_draws_several_times() -> None:
+    class Draws(nn.Module):
+        calls = 0
+
+        def restore(self, x: Tensor) -> Tensor:
+            Draws.calls += len(x)
+            return x + 0.3 * torch.randn_like(x)
+
+    attack = Component(attack=FGSM(eps=0.1), against="defended", gradient={"eot": 5})
+    victims, state = nets("a"), torch.get_rng_state()
+    first, second = (craft(AttackMix({"fgsm": attack}), victims, n=8, defender=Draws())[0].adv for _ in range(2))
+    assert Draws.calls == 2 * 8 * 5
+    assert torch.equal(first, second)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("gradient", ["EOT", {"eot": 0}, {"eot": 2.0}, {"bpda": 1}, None])
+def test_bad_gradient_is_named(gradient: Any) -> None:
+    with pytest.raises(ValueError, match="gradient must be exact, bpda or"):
+        AttackMix({"fgsm": Component(attack=FGSM(), against="defended", gradient=gradient)})
+
+
+@pytest.mark.parametrize("deal", ["stratified", "all"])
+def test_shuffled_deals_without_replacement(deal: Any) -> None:
+    """Each group of 16 rows of a cell has each of 16 budgets once, in an order of its own, in batches of any size."""
+    spec = {"eps": {"shuffled": [1, 16], "over": 255}}
+    parts = {name: Component(attack=FGSM(), params=spec, victims=["a"]) for name in ("one", "two")}
+    mix = AttackMix({**parts, "three": Component(attack=FGSM(), params=spec)}, deal=deal)
+    position = torch.arange(192)
+    index = torch.randperm(192, generator=torch.Generator().manual_seed(0))
+    plan = make(mix, index, position, victim_names=["a", "b"])
+    seen = []
+    for attack, name in ((1, "one"), (2, "two")):
+        budgets = (plan.params[name]["eps"][plan.attack == attack] * 255).round().long().tolist()
+        groups = [budgets[k : k + 16] for k in range(0, len(budgets), 16)]
+        assert all(sorted(group) == list(range(1, 17)) for group in groups)
+        seen += groups
+    assert len({tuple(group) for group in seen}) == len(seen) >= 8
+    parts_of = [
+        make(mix, i, p, victim_names=["a", "b"]) for i, p in zip(index.split(7), position.split(7), strict=True)
+    ]
+    assert torch.equal(torch.cat([p.params["one"]["eps"] for p in parts_of]), plan.params["one"]["eps"])
+
+
+def test_shuffled_needs_a_deal_by_position() -> None:
+    part = Component(attack=FGSM(), params={"eps": {"shuffled": [1, 16], "over": 255}})
+    with pytest.raises(ValueError, match="random"):
+        AttackMix({"fgsm": part}, deal="random")
 
 
 def test_self_attacks_the_module_under_training_once() -> None:

@@ -8,9 +8,37 @@
 True
 """
 
+from redlab.attacks.apgd import APGD
 from redlab.attacks.ascend import GradientSteps, SteppedAttack, ascend
+from redlab.attacks.autoattack import AutoAttack
+from redlab.attacks.carlini_wagner import CarliniWagnerL2, CarliniWagnerLinf
+from redlab.attacks.ddn import DDN
+from redlab.attacks.deepfool import DeepFool
+from redlab.attacks.fab import FAB
 from redlab.attacks.fgsm import FGSM, RFGSM
 from redlab.attacks.pgd import PGD
 from redlab.attacks.rng import SampleRng
+from redlab.attacks.square import Square
+from redlab.attacks.wrappers import BPDA, EOT, Defended, SmoothedPGD
 
-__all__ = ["FGSM", "PGD", "RFGSM", "GradientSteps", "SampleRng", "SteppedAttack", "ascend"]
+__all__ = [
+    "APGD",
+    "BPDA",
+    "DDN",
+    "EOT",
+    "FAB",
+    "FGSM",
+    "PGD",
+    "RFGSM",
+    "AutoAttack",
+    "CarliniWagnerL2",
+    "CarliniWagnerLinf",
+    "DeepFool",
+    "Defended",
+    "GradientSteps",
+    "SampleRng",
+    "SmoothedPGD",
+    "Square",
+    "SteppedAttack",
+    "ascend",
+]

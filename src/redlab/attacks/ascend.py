@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from redlab.attacks.guard import guard, outside_inference
+from redlab.attacks.guard import guard, logits_of, outside_inference
 from redlab.attacks.project import Ball, per_pixel, steepest
 from redlab.attacks.rng import SampleRng
 
@@ -115,12 +115,7 @@ def ascend(model: nn.Module, x: Tensor, y: Tensor, steps: GradientSteps, target:
             counts.sort(reverse=True)
 
         def losses(images: Tensor) -> Tensor:
-            logits: Tensor = model(images)
-            if logits.ndim != 2 or len(logits) != len(images):
-                raise ValueError(f"the model must return ({len(images)}, K) logits, got {tuple(logits.shape)}")
-            if top >= logits.shape[1]:
-                raise ValueError(f"label {top} is out of range for a model of {logits.shape[1]} classes")
-            loss = F.cross_entropy(logits.float(), label[: len(images)], reduction="none")
+            loss = F.cross_entropy(logits_of(model, images, top), label[: len(images)], reduction="none")
             return loss if way is None else loss * way[: len(images)]
 
         ball, length = Ball(x, eps, steps.norm), per_pixel(step_size)

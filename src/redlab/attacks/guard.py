@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -14,9 +14,10 @@ from torch import Tensor, nn
 def guard(model: nn.Module) -> Iterator[None]:
     """Makes ``model`` fit to be attacked, and puts everything back afterwards, also after an exception.
 
-    Inside: gradients on, inference mode and autocast off, every submodule in eval mode, parameters frozen. Put back:
-    the mode of each submodule, ``requires_grad`` of each parameter, the global CPU and CUDA random states. Modes are
-    set one by one, not by ``eval()``, which a module may override.
+    Inside: gradients on, inference mode and autocast off, every submodule in eval mode, parameters frozen, the global
+    random states seeded, so that a model which draws gives the same attack again. Put back: the mode of each submodule,
+    ``requires_grad`` of each parameter, the global CPU and CUDA random states. Modes are set one by one, not by
+    ``eval()``, which a module may override.
 
     Args:
         model: the network under attack.
@@ -31,6 +32,8 @@ def guard(model: nn.Module) -> Iterator[None]:
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
         stack.enter_context(torch.random.fork_rng(devices=sorted(cuda)))
+        for generator in (torch.default_generator, *(torch.cuda.default_generators[i] for i in cuda)):
+            generator.manual_seed(0)
         try:
             for module, training in modes:
                 if training:
@@ -53,6 +56,42 @@ def outside_inference(t: Tensor) -> Tensor:
         t: any tensor. Call this inside ``guard``.
     """
     return t.detach().clone() if t.is_inference() else t.detach()
+
+
+def logits_of(model: nn.Module, images: Tensor, top: int) -> Tensor:
+    """The model's answer, in float32 and checked.
+
+    Args:
+        model: the network under attack.
+        images: (B, C, H, W).
+        top: the greatest label in use, so that checking it waits for no device.
+
+    Returns:
+        (B, K) float32.
+
+    Raises:
+        ValueError: the model does not return (B, K); ``top`` is not below K.
+    """
+    logits: Tensor = model(images)
+    if logits.ndim != 2 or len(logits) != len(images):
+        raise ValueError(f"the model must return ({len(images)}, K) logits, got {tuple(logits.shape)}")
+    if top >= logits.shape[1]:
+        raise ValueError(f"label {top} is out of range for a model of {logits.shape[1]} classes")
+    return logits.float()
+
+
+def checked(model: nn.Module, *labels: Tensor | None) -> Callable[[Tensor], Tensor]:
+    """``model`` with the checks of ``logits_of``, for one wait for the device in all.
+
+    Args:
+        model: (n, C, H, W) -> (n, K) logits.
+        *labels: (B,) int64 labels in use; None counts for nothing.
+
+    Returns:
+        A function (n, C, H, W) -> (n, K) float32.
+    """
+    top = int(torch.cat([t for t in labels if t is not None]).amax())
+    return lambda images: logits_of(model, images, top)
 
 
 def check_inputs(x: Tensor, y: Tensor, target: Tensor | None = None) -> None:

@@ -19,9 +19,11 @@ from torch import Tensor, nn
 from redlab.attacks.ascend import GradientSteps, SteppedAttack, ascend
 from redlab.attacks.guard import check_inputs, guard
 from redlab.attacks.rng import SampleRng
+from redlab.attacks.wrappers import Defended, Expected, StraightThrough
 from redlab.batch import CLEAN, Attack, AttackBatch, Restorer
 
 Against = Literal["victim", "defended", "self"]
+Gradient = Literal["exact", "bpda"] | Mapping[str, int]
 Deal = Literal["random", "stratified", "all"]
 
 AGAINST = ("victim", "defended", "self")
@@ -48,9 +50,13 @@ class Component:
         target: None (untargeted), "random" (uniform among the other K - 1 classes), "least_likely" (of the attacked
             model on the clean image) or a class T (a row that already is of class T aims at (T + 1) mod K).
         params: distribution of each attack parameter drawn per sample: ``{uniform: [lo, hi]}`` in [lo, hi),
-            ``{choice: [a, b, ...]}`` or ``{integers: [lo, hi], over: 255}``, both ends included, divided by ``over``.
-        against: "victim"; "defended", the restorer and then the victim, with exact gradients through both; or "self",
-            the defender as a classifier (adversarial training).
+            ``{choice: [a, b, ...]}`` or ``{integers: [lo, hi], over: 255}``, both ends included, divided by ``over``;
+            ``shuffled`` is ``integers`` without replacement: of the rows that a cell gets one after the other, each
+            group as long as the range has every value once. It needs a deal by position, so not ``random``.
+        against: "victim"; "defended", the restorer and then the victim; or "self", the defender as a classifier
+            (adversarial training).
+        gradient: how to differentiate a defended victim: "exact"; "bpda", the restorer taken for the identity; or
+            ``{eot: n}``, the mean answer of n draws of a restorer that draws.
     """
 
     attack: Attack | None
@@ -59,6 +65,7 @@ class Component:
     target: Literal["random", "least_likely"] | int | None = None
     params: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     against: Against = "victim"
+    gradient: Gradient = "exact"
 
 
 @dataclass(frozen=True)
@@ -87,20 +94,6 @@ class Plan:
         return len(self.source)
 
 
-class Defended(nn.Module):
-    """Restorer and then victim, as one classifier: what an attacker who knows of the defence differentiates."""
-
-    def __init__(self, restorer: Restorer, victim: nn.Module) -> None:
-        super().__init__()
-        self.restorer = restorer
-        self.victim = victim
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, K) logits of the victim on the restored images."""
-        logits: Tensor = self.victim(self.restorer.restore(x))
-        return logits
-
-
 @dataclass(frozen=True)
 class Distribution:
     """A checked entry of ``Component.params``."""
@@ -123,26 +116,37 @@ class Distribution:
         Raises:
             ValueError: unknown kind, or values that are not numbers or not in order.
         """
-        kinds = ("uniform", "choice", "integers")
+        kinds = ("uniform", "choice", "integers", "shuffled")
         given = dict(spec) if isinstance(spec, Mapping) else {}
         over = given.pop("over", 1)
         kind = next(iter(given), None)
         if len(given) != 1 or kind not in kinds:
-            raise ValueError(f"{where} must be one of {{uniform|choice|integers: [...]}}, got {spec!r}")
+            raise ValueError(f"{where} must be one of {{uniform|choice|integers|shuffled: [...]}}, got {spec!r}")
         values = given[kind]
         values = tuple(values) if isinstance(values, Sequence) and not isinstance(values, str) else ()
         if not values or not all(_is_number(v) for v in (*values, over)):
             raise ValueError(f"{where}.{kind} must be a list of finite numbers, got {spec!r}")
         if kind != "choice" and (len(values) != 2 or values[0] > values[1]):
             raise ValueError(f"{where}.{kind} must be [lowest, highest], got {list(values)}")
-        if kind == "integers" and not all(isinstance(v, int) for v in values):
-            raise ValueError(f"{where}.integers must have whole bounds (use `over` to divide), got {list(values)}")
-        if over != 1 and (kind != "integers" or over <= 0):
-            raise ValueError(f"{where}.over must be positive and go with integers, got {spec!r}")
+        whole = kind in ("integers", "shuffled")
+        if whole and not all(isinstance(v, int) for v in values):
+            raise ValueError(f"{where}.{kind} must have whole bounds (use `over` to divide), got {list(values)}")
+        if over != 1 and (not whole or over <= 0):
+            raise ValueError(f"{where}.over must be positive and go with integers or shuffled, got {spec!r}")
         return cls(kind, values, over)
 
-    def draw(self, rng: SampleRng, name: str) -> Tensor:
-        """(N,) values, float32, or int64 where every possible value is whole."""
+    def draw(self, rng: SampleRng, name: str, turn: Tensor, cell: Tensor) -> Tensor:
+        """Draws for some rows.
+
+        Args:
+            rng: the rows' stream.
+            name: of the draw.
+            turn: (N,) int64, how many rows the row's cell got before it; for ``shuffled``.
+            cell: (N,) int64, number of the row's cell; for ``shuffled``.
+
+        Returns:
+            (N,) values, float32, or int64 where every possible value is whole.
+        """
         if self.kind == "uniform":
             lo, hi = self.values
             u = rng.uniform(name)
@@ -152,7 +156,12 @@ class Distribution:
         if self.kind == "choice":
             return torch.tensor(self.values, device=rng.index.device)[rng.integers(name, len(self.values))]
         lo, hi = (int(v) for v in self.values)
-        whole = lo + rng.integers(name, hi - lo + 1)
+        if self.kind == "shuffled":
+            size = hi - lo + 1
+            group = replace(rng, index=(turn // size << 20) + cell)  # one order per group, whoever is in it
+            whole = lo + group.uniform(name, size).argsort(dim=1).gather(1, (turn % size)[:, None])[:, 0]
+        else:
+            whole = lo + rng.integers(name, hi - lo + 1)
         return whole if self.over == 1 else whole.float() / self.over
 
 
@@ -222,6 +231,10 @@ class AttackMix:
             name: {key: Distribution.parse(f"{name}.params.{key}", spec) for key, spec in component.params.items()}
             for name, component in self.components.items()
         }
+        for name, distributions in self._distributions.items():
+            for key, distribution in distributions.items():
+                if distribution.kind == "shuffled" and deal == "random":
+                    raise ValueError(f"{name}.params.{key} is shuffled, which needs a deal by position, not 'random'")
 
     def cells(self, victim_names: Iterable[str]) -> list[Cell]:
         """Every cell of an evaluation.
@@ -271,7 +284,7 @@ class AttackMix:
         epoch = epoch if stage == "train" else 0
         with torch.inference_mode(False), torch.no_grad():
             source = torch.arange(len(index), device=index.device)
-            rng = SampleRng(self.seed, stage, epoch, index)
+            rng, turn = SampleRng(self.seed, stage, epoch, index), position
             if cell is not None:
                 attack, victim = torch.full_like(source, cell.attack), torch.full_like(source, cell.victim)
             elif self.deal == "all":
@@ -285,12 +298,12 @@ class AttackMix:
                 victim = torch.stack(columns, dim=1).flatten()
             else:
                 table = torch.tensor(self._table(names), device=index.device)
-                stratified = self.deal == "stratified"
-                row = position % len(table) if stratified else rng.integers("cell", len(table))
-                attack, victim = table[row].unbind(1)
-            rng = rng[source]
+                row = position % len(table) if self.deal == "stratified" else rng.integers("cell", len(table))
+                attack, victim, nth, per_round = table[row].unbind(1)
+                turn = position // len(table) * per_round + nth
+            rng, turn, numbered = rng[source], turn[source], attack * len(names) + victim
             params = {
-                name: {key: d.draw(rng.fork(name), f"param.{key}") for key, d in distributions.items()}
+                name: {key: d.draw(rng.fork(name), f"param.{key}", turn, numbered) for key, d in distributions.items()}
                 for name, distributions in self._distributions.items()
             }
             return Plan(source, attack.clone(), victim.clone(), index[source], names, params, rng)
@@ -335,9 +348,9 @@ class AttackMix:
             clean, label = x.detach()[plan.source], y[plan.source]
             adv, target = clean.clone(), torch.full_like(label, -1)
             fooled = torch.zeros_like(label, dtype=torch.bool)
-            for (side, victim), parts in self._by_model(plan, against).items():
+            for (side, victim, gradient), parts in self._by_model(plan, against).items():
                 model = _attacked_model(side, victim, victims, defender)
-                self._attack(model, parts, plan, clean, label, adv, target)
+                self._attack(_differentiable(model, gradient), parts, plan, clean, label, adv, target)
                 rows = torch.cat([rows for _, rows in parts])
                 if self.quantize is not None:
                     levels = 2**self.quantize - 1
@@ -371,8 +384,8 @@ class AttackMix:
                 raise ValueError(f"component {name!r} attacks {_unknown('victim', victim, victim_names)}")
         return [i for i, victim in enumerate(victim_names) if wanted is None or victim in wanted]
 
-    def _table(self, victim_names: Sequence[str]) -> list[Cell]:
-        """The smallest table with whole shares, each cell spread evenly over it."""
+    def _table(self, victim_names: Sequence[str]) -> list[tuple[int, int, int, int]]:
+        """The smallest table with whole shares, each cell spread evenly over it: attack, victim, i-th of n such."""
         shares: dict[Cell, Fraction] = {}
         for attack, name in enumerate(self.names):
             victim_ids = self._victim_ids(name, victim_names)
@@ -384,23 +397,26 @@ class AttackMix:
         counts = {cell: int(share / unit) for cell, share in shares.items()}
         if sum(counts.values()) > MAX_TABLE:
             raise ValueError(f"the weights {[c.weight for c in self.components.values()]} have no simple ratio")
-        places = [(Fraction(2 * i + 1, 2 * n), cell) for cell, n in counts.items() for i in range(n)]
-        return [cell for _, cell in sorted(places)]
+        places = [(Fraction(2 * i + 1, 2 * n), (*cell, i, n)) for cell, n in counts.items() for i in range(n)]
+        return [entry for _, entry in sorted(places)]
 
-    def _by_model(self, plan: Plan, against: Against | None) -> dict[tuple[Against, str], list[tuple[str, Tensor]]]:
-        """(against, victim's name) -> the components that attack it, each with its rows."""
-        groups: dict[tuple[Against, str], list[tuple[str, Tensor]]] = {}
+    def _by_model(
+        self, plan: Plan, against: Against | None
+    ) -> dict[tuple[Against, str, str | int], list[tuple[str, Tensor]]]:
+        """(against, victim's name, gradient) -> the components that attack it so, each with its rows."""
+        groups: dict[tuple[Against, str, str | int], list[tuple[str, Tensor]]] = {}
         for attack, name in enumerate(self.names):
             of_attack = plan.attack == attack
             if attack == CLEAN or not bool(of_attack.any()):
                 continue
             side = against or self.components[name].against
             if side == "self":
-                groups.setdefault((side, ""), []).append((name, of_attack.nonzero()[:, 0]))
+                groups.setdefault((side, "", "exact"), []).append((name, of_attack.nonzero()[:, 0]))
                 continue
+            gradient = _gradient(name, self.components[name].gradient) if side == "defended" else "exact"
             for victim in torch.unique(plan.victim[of_attack]).tolist():
                 rows = (of_attack & (plan.victim == victim)).nonzero()[:, 0]
-                groups.setdefault((side, plan.victim_names[victim]), []).append((name, rows))
+                groups.setdefault((side, plan.victim_names[victim], gradient), []).append((name, rows))
         return groups
 
     def _attack(
@@ -463,6 +479,7 @@ def _check_component(name: str, component: Component) -> None:
     if component.against not in AGAINST:
         raise ValueError(f"{name}.against must be one of {AGAINST}, got {component.against!r}")
     known: list[str] = [f.name for f in fields(component.attack)] if is_dataclass(component.attack) else []
+    _gradient(name, component.gradient)
     for key in component.params:
         if key not in known:
             raise ValueError(f"component {name!r} draws {_unknown('parameter', key, known)}")
@@ -482,6 +499,23 @@ def _attacked_model(
     if not isinstance(defender, Restorer):
         raise ValueError(f"an attack against 'defended' needs a restorer; {type(defender).__name__} has no restore(x)")
     return Defended(defender, victims[victim])
+
+
+def _gradient(name: str, spec: Gradient) -> str | int:
+    """ "exact", "bpda" or the number of draws."""
+    if spec in ("exact", "bpda"):
+        return str(spec)
+    draws = spec.get("eot") if isinstance(spec, Mapping) and len(spec) == 1 else None
+    if type(draws) is not int or draws < 1:
+        raise ValueError(f"{name}.gradient must be exact, bpda or {{eot: n}}, n at least 1, got {spec!r}")
+    return draws
+
+
+def _differentiable(model: nn.Module, gradient: str | int) -> nn.Module:
+    """The model as its attacker differentiates it."""
+    if isinstance(gradient, int):
+        return Expected(model, gradient)
+    return StraightThrough(model) if gradient == "bpda" and isinstance(model, Defended) else model
 
 
 def _targets(rule: str | int, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRng) -> Tensor:
