@@ -16,7 +16,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from redlab.attacks import FGSM, PGD, RFGSM, SampleRng
+from redlab.attacks import FGSM, PGD, RFGSM, CarliniWagnerL2, SampleRng
 from redlab.attacks.mix import AttackMix, Cell, Component, Defended, Plan
 from redlab.batch import AttackBatch
 
@@ -663,7 +663,7 @@ def load(name: str, *overrides: str) -> AttackMix:
     [
         ("clean", ("clean",), True),
         ("digits", ("clean", "fgsm", "pgd"), False),
-        ("cdd_red_known", ("clean", "fgsm", "pgd"), False),
+        ("cdd_red_known", ("clean", "fgsm", "pgd", "cw"), False),
         ("attunet", ("clean", "fgsm", "rfgsm"), False),
         ("adversarial_training", ("clean", "pgd"), True),
     ],
@@ -687,8 +687,21 @@ def test_shipped_ranges() -> None:
         assert top - 0.1 < eps.max() < top
     assert (known.quantize, known.only_fooled) == (8, True)
     assert known.components["pgd"].attack == PGD(steps=10, step_size=None, random_start=True)
+    confidence = drawn["cw"]["confidence"]
+    assert 1 <= confidence.min() < 1.1
+    assert 19.9 < confidence.max() < 20
+    assert known.components["cw"].attack == CarliniWagnerL2(c=1.0, steps=100, binary_search_steps=1)
     eps = make(load("attunet"), torch.arange(500)).params["rfgsm"]["eps"]
     assert bool((eps.unique() == torch.arange(1, 17) / 255).all())
+    names = ("clean", "fgsm_u", "pgd_u", "pgd_t", "deepfool_u", "cw_u", "cw_t", "ddn_u", "ddn_t")
+    gred = load("gred")
+    assert gred.names == names
+    assert {n for n, c in gred.components.items() if c.target == "random"} == {"pgd_t", "cw_t", "ddn_t"}
+    assert gred.components["pgd_t"].attack == PGD(eps=8 / 255, step_size=2 / 255, steps=20)
+    pair = load("add_defense_known")
+    assert pair.deal == "all"
+    assert [(n, c.target) for n, c in pair.components.items()] == [("clean", None), ("pgd_u", None), ("pgd_t", 3)]
+    assert all(c.attack == PGD(eps=0.15, step_size=0.01, steps=40) for c in pair.components.values() if c.attack)
     options = ["weight=3", "victims=[b]", "target=random", "against=defended"]
     changed = load("attunet", *(f"mix.components.rfgsm.{option}" for option in options)).components["rfgsm"]
     assert (changed.weight, changed.victims, changed.target, changed.against) == (3, ["b"], "random", "defended")

@@ -151,7 +151,7 @@ class Distribution:
             lo, hi = self.values
             u = rng.uniform(name)
             # float32 could round up to hi itself, which is outside [lo, hi)
-            top = torch.nextafter(torch.tensor(hi), torch.tensor(lo)).to(u.device)
+            top = torch.nextafter(torch.tensor(float(hi)), torch.tensor(float(lo))).to(u.device)
             return torch.minimum(lo + (hi - lo) * u, top)
         if self.kind == "choice":
             return torch.tensor(self.values, device=rng.index.device)[rng.integers(name, len(self.values))]
