@@ -311,7 +311,7 @@ def test_evaluate_gives_the_numbers_of_the_run(call, finished):
 
 @pytest.mark.slow  # tests/test_checkpoints.py looks at the same in one process
 def test_evaluate_with_another_mix_and_victim(call, finished, victim_root):
-    words = ["mix=attunet", "victim=lenet", "mix.components.fgsm.params.eps.integers=[8,16]"]
+    words = ["mix=attunet", "victim=lenet", "mix.components.fgsm.params.eps.shuffled=[8,16]"]
     result = call(cli.evaluate, f"run={finished}", "out=other", f"victim_root={victim_root}", *words)
     assert result.code == 0, result.err
     metrics = json.loads(Path("other/metrics.json").read_text())
