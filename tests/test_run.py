@@ -11,8 +11,7 @@ from torch import nn
 
 from redlab import run, victims
 from redlab.config import compose, finalise
-from redlab.methods import CDDRED
-from redlab.methods.base import NotFiniteError
+from redlab.methods import CDDRED, NotFiniteError
 from redlab.studies import Card
 
 
