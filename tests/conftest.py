@@ -1,7 +1,10 @@
 """What every test gets: a clean process, and the means to make tiny runs."""
 
+import copy
 import csv
+import functools
 import os
+import sys
 import time
 
 # Before torch is imported: ranks that a test forks hang if this process has a pool of OpenMP threads.
@@ -11,7 +14,24 @@ import pytest
 import torch.distributed as dist
 from hydra.core.global_hydra import GlobalHydra
 
+from redlab import config
+
 RANK_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "RANK", "WORLD_SIZE", "GROUP_RANK", "LOCAL_WORLD_SIZE", "PL_", "SLURM_")
+
+
+@functools.cache
+def _composed(places, words, config_name, compose=config.compose):
+    return compose(words, config_name)
+
+
+def _compose_once(overrides=(), config_name="train"):
+    """The same words give the same config: composing them anew every time would take a third of all tests' time."""
+    hydra = GlobalHydra.instance()
+    places = str(hydra.config_loader().get_search_path() if hydra.is_initialized() else config.conf_dir())
+    return copy.deepcopy(_composed(places, tuple(overrides), config_name))
+
+
+config.compose = _compose_once  # before anybody imports it by name
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +73,32 @@ def tiny(victim_root):
         "victim_training.max_epochs=1",
         f"victim_root={victim_root}",
     ]
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory, tiny):
+    """A finished run of CDD-RED, with its report, made by the command: its folder, and the numbers that it returned.
+
+    Tests must not write into it.
+    """
+    from redlab import cli, run
+
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    returned, original = [], run.train
+
+    def train(cfg, out):
+        returned.append(original(cfg, out))
+        return returned[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder.parent)
+        patch.setattr(run, "train", train)
+        patch.setenv("HYDRA_FULL_ERROR", "1")  # which the command sets: so it is taken back
+        patch.setattr(sys, "argv", ["train.py", *tiny, f"hydra.run.dir={folder}"])
+        GlobalHydra.instance().clear()
+        assert cli.train() == 0
+        GlobalHydra.instance().clear()
+    return folder, *returned
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import json
 import shutil
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
@@ -169,6 +168,7 @@ def test_a_changed_victim_is_told(tiny, short, tmp_path):
     assert changed[f"{cell}lenet"] != before[f"{cell}lenet"]
 
 
+@pytest.mark.slow
 def test_a_retrained_victim_is_the_same(lean, short, tmp_path):
     hashes = {name: entry["sha256"] for name, entry in checkpoint(lean)["redlab"]["victims"].items()}
     shutil.rmtree(lean / "victims")
@@ -191,6 +191,7 @@ def test_load_for_notebooks(trained):
     assert all(torch.equal(value, by_folder.state_dict()[key]) for key, value in saved.items())
 
 
+@pytest.mark.slow
 def test_no_validation(tiny, short, tmp_path):
     out = tmp_path / "run"
     found = train([*tiny, "mix=attunet", "data.val_size=0"], out)
@@ -213,10 +214,20 @@ def test_a_bad_file_is_one_sentence(trained, tmp_path, damage):
     assert not (tmp_path / "out").exists()
 
 
-def test_checkpoint_of_another_method_is_not_resumed(trained, tiny, tmp_path):
-    shutil.copytree(trained, tmp_path / "run")
-    files = {p: p.read_bytes() for p in Path(tmp_path / "run").rglob("*") if p.is_file()}
-    words = [w for w in tiny if not w.startswith("method.")]
-    with pytest.raises(run.ConfigError, match="holds a CDDRED, not a Classifier"):
-        train([*words, "method=classifier", "mix=clean"], tmp_path / "run")
-    assert files == {p: p.read_bytes() for p in files}
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["method=classifier", "mix=clean"], "holds a CDDRED, not a Classifier"),
+        ([*PAIR, "method=ds"], "method.lambda_benign=0.025, not 0.1"),
+        ([*PAIR, "method.augment=[cutmix]"], r"method.augment=\['crop_pad', 'cutmix'\], not \['cutmix'\]"),
+        ([*PAIR, "method.optimizer.lr=5e-3"], "method.optimizer.lr=0.002, not 0.005"),
+        ([*PAIR, "method.scheduler=null"], "method.scheduler=None|method.scheduler._target_=torch"),
+        ([*PAIR, "seed=1"], "method.seed=0, not 1"),
+    ],
+)
+def test_checkpoint_of_another_method_is_not_resumed(trained, tiny, words, says):
+    files = {p: p.read_bytes() for p in trained.rglob("*") if p.is_file()}
+    kept = [w for w in tiny if not w.startswith("method.")] if "method=classifier" in words else tiny
+    with pytest.raises(run.ConfigError, match=says):
+        train([*kept, *words, "trainer.max_epochs=2"], trained)
+    assert files == {p: p.read_bytes() for p in trained.rglob("*") if p.is_file()}

@@ -22,6 +22,11 @@ FASHION_FILES = (
 )
 
 
+def slow(*values):
+    """A case that repeats at the command line what another case, or tests/test_config.py, shows at less cost."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 class Result(NamedTuple):
     code: int
     out: str
@@ -36,23 +41,6 @@ class Result(NamedTuple):
         assert len(lines[0]) > len("error: ") + 10
         for word in words:
             assert str(word) in lines[0]
-
-
-def tiny_overrides(victim_root):
-    return [
-        "data.limit_train=64",
-        "data.limit_val=16",
-        "data.limit_test=16",
-        "data.batch_size=16",
-        "method.depth=3",
-        "method.width=4",
-        "trainer.max_epochs=1",
-        "trainer.accelerator=cpu",
-        "trainer.enable_progress_bar=false",
-        "trainer.log_every_n_steps=1",
-        "victim_training.max_epochs=1",
-        f"victim_root={victim_root}",
-    ]
 
 
 @pytest.fixture
@@ -70,17 +58,10 @@ def call(tmp_path, monkeypatch, capsys):
     return run
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory, victim_root):
+@pytest.fixture
+def finished(finished_run):
     """The folder of a finished run of CDD-RED; tests must not write into it."""
-    folder = tmp_path_factory.mktemp("finished") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder.parent)
-        patch.setattr(sys, "argv", ["train.py", *tiny_overrides(victim_root), f"hydra.run.dir={folder}"])
-        GlobalHydra.instance().clear()
-        assert cli.train() == 0
-        GlobalHydra.instance().clear()
-    return folder
+    return finished_run[0]
 
 
 @pytest.fixture
@@ -104,15 +85,15 @@ def damage(path, how):
     ("word", "says"),
     [
         ("trainer.max_epoch=3", ["trainer.max_epoch", "Did you mean 'trainer.max_epochs'?"]),
-        ("metod=do", ["metod", "Did you mean 'method'?"]),
+        slow("metod=do", ["metod", "Did you mean 'method'?"]),
         ("method=cdd_rde", ["method=cdd_rde", "Did you mean 'cdd_red'?", "Options: cdd_red, classifier, do, ds"]),
         ("data=digit", ["data=digit", "Did you mean 'digits'?", "fashion_mnist"]),
         ("optim@method.optimizer=sdg", ["Did you mean 'sgd'?"]),
         ("method.optimizer.lr=abc", ["method.optimizer.lr must be a number", "'abc'"]),
-        ("method._target_=redlab.Nothing", ["method._target_=redlab.Nothing cannot be imported"]),
+        slow("method._target_=redlab.Nothing", ["method._target_=redlab.Nothing cannot be imported"]),
         ("method.width=[1,", ["method.width=[1,"]),
         ("max_epochs", ["max_epochs", "key=value"]),
-        ("data=image_folder", ["has no value: give it as data."]),
+        slow("data=image_folder", ["has no value: give it as data."]),
     ],
 )
 def test_a_mistake_in_train(call, tmp_path, word, says):
@@ -161,12 +142,12 @@ def test_debug_shows_the_traceback(call):
 # ---- what is missing or damaged -------------------------------------------------------------------------------------
 
 
-def test_missing_data_folder(call, tmp_path, victim_root):
-    words = [*tiny_overrides(victim_root), "data=fashion_mnist", "data.root=nowhere"]
+def test_missing_data_folder(call, tmp_path, tiny):
+    words = [*tiny, "data=fashion_mnist", "data.root=nowhere"]
     call(cli.train, *words).is_one_sentence("FashionMNIST not found", "nowhere", "data.root")
 
 
-def test_truncated_idx_file(call, tmp_path, victim_root):
+def test_truncated_idx_file(call, tmp_path, tiny):
     root = tmp_path / "fashion"
     root.mkdir()
     for name in FASHION_FILES:
@@ -174,11 +155,11 @@ def test_truncated_idx_file(call, tmp_path, victim_root):
         header = bytes([0, 0, 8, len(sizes)]) + b"".join(size.to_bytes(4, "big") for size in sizes)
         (root / name).write_bytes(header + bytes(torch.tensor(sizes).prod().item()))
     damage(root / FASHION_FILES[0], "truncated")
-    words = [*tiny_overrides(victim_root), "data=fashion_mnist", f"data.root={root}"]
+    words = [*tiny, "data=fashion_mnist", f"data.root={root}"]
     call(cli.train, *words).is_one_sentence(FASHION_FILES[0], "truncated")
 
 
-def test_victim_with_another_number_of_classes(call, tmp_path, victim_root):
+def test_victim_with_another_number_of_classes(call, tmp_path, tiny):
     from redlab.victims import architectures
     from redlab.victims.loading import CHECKPOINT_KEY
 
@@ -187,11 +168,12 @@ def test_victim_with_another_number_of_classes(call, tmp_path, victim_root):
     said |= {"feature_layer": None, "name": "seven", "clean_accuracy": 0.5}
     state = {f"net.backbone.{k}": v for k, v in net.state_dict().items()}
     torch.save({CHECKPOINT_KEY: said, "state_dict": state}, tmp_path / "seven.ckpt")
-    words = [*tiny_overrides(victim_root), "victims.small_cnn.weights=seven.ckpt"]
+    words = [*tiny, "victims.small_cnn.weights=seven.ckpt"]
     call(cli.train, *words).is_one_sentence("seven.ckpt tells 7 classes apart, not 10")
 
 
-def test_folder_with_another_number_of_classes(call, tmp_path, victim_root):
+@pytest.mark.slow
+def test_folder_with_another_number_of_classes(call, tmp_path, tiny):
     from PIL import Image
 
     for part in ("train", "test"):
@@ -200,15 +182,15 @@ def test_folder_with_another_number_of_classes(call, tmp_path, victim_root):
             folder.mkdir(parents=True)
             for i in range(4):
                 Image.new("L", (32, 32), 40 * i).save(folder / f"{i}.png")
-    words = [*tiny_overrides(victim_root), "data=image_folder", "data.root=images", "data.num_classes=3"]
+    words = [*tiny, "data=image_folder", "data.root=images", "data.num_classes=3"]
     words += ["data.channels=1", "data.image_size=32", "data.num_workers=0"]
     call(cli.train, *words).is_one_sentence("data.num_classes is 3", "has 2")
 
 
-def test_damaged_victim(call, tmp_path, finished, victim_root):
+def test_damaged_victim(call, tmp_path, finished, tiny):
     shutil.copy(finished / "checkpoints" / "best.ckpt", tmp_path / "victim.ckpt")
     damage(tmp_path / "victim.ckpt", "truncated")
-    words = [*tiny_overrides(victim_root), "victims.small_cnn.weights=victim.ckpt"]
+    words = [*tiny, "victims.small_cnn.weights=victim.ckpt"]
     call(cli.train, *words).is_one_sentence("victim.ckpt", "truncated")
 
 
@@ -227,7 +209,7 @@ def test_evaluation_of_a_checkpoint_of_another_program(call, tmp_path):
     call(cli.evaluate, "run=empty").is_one_sentence("empty has no checkpoints/best.ckpt or last.ckpt")
 
 
-def test_checkpoint_of_another_method(call, previous, victim_root):
+def test_checkpoint_of_another_method(call, previous):
     """A folder that holds a run of CDD-RED is no place for a classifier; the run in it stays whole."""
     before = contents(previous)
     words = ["method=classifier", "mix=clean", "trainer.max_epochs=1", "data.limit_train=64"]
@@ -236,17 +218,37 @@ def test_checkpoint_of_another_method(call, previous, victim_root):
     assert contents(previous) == before
 
 
-@pytest.mark.parametrize("word", ["method.width=ten", "data.num_classes=11", "victims.small_cnn.weights=nowhere.pt"])
+def test_resume_as_another_method_of_the_same_class(call, previous):
+    """Also where the folder is not named by resume; tests/test_checkpoints.py looks at single hyper-parameters."""
+    before = contents(previous)
+    says = "was trained with method.lambda_benign=0.025, not 0.0"
+    call(cli.train, f"resume={previous}", "trainer.max_epochs=2", "method=do").is_one_sentence(says)
+    words = [*OmegaConf.load(previous / ".hydra" / "overrides.yaml"), "method=do"]
+    call(cli.train, *words, f"hydra.run.dir={previous}").is_one_sentence(says)
+    assert contents(previous) == before
+
+
+@pytest.mark.parametrize(
+    "word", [slow("method.width=ten"), slow("data.num_classes=11"), "victims.small_cnn.weights=nowhere.pt"]
+)
 def test_a_failed_resume_loses_nothing(call, previous, word):
     before = contents(previous)
     call(cli.train, f"resume={previous}", *{"trainer.max_epochs=2", word}).is_one_sentence()
     assert contents(previous) == before
 
 
-def test_a_failed_evaluation_into_an_old_folder_loses_nothing(call, previous):
+def test_a_failed_evaluation_into_an_old_folder_loses_nothing(call, finished, previous):
+    shutil.rmtree(previous / "checkpoints")  # now it is like the folder of an evaluation
     before = contents(previous)
-    result = call(cli.evaluate, f"run={previous}", f"out={previous}", "data=fashion_mnist", "data.root=nowhere")
+    result = call(cli.evaluate, f"run={finished}", f"out={previous}", "data=fashion_mnist", "data.root=nowhere")
     result.is_one_sentence("nowhere")
+    assert contents(previous) == before
+
+
+def test_an_evaluation_does_not_go_into_a_trained_run(call, previous):
+    before = contents(previous)
+    for run in (previous, previous / "checkpoints" / "best.ckpt"):
+        call(cli.evaluate, f"run={run}", f"out={previous}").is_one_sentence("holds a trained run", previous)
     assert contents(previous) == before
 
 
@@ -257,7 +259,8 @@ def test_resume_of_no_run(call, tmp_path):
 def test_resume_falls_back_to_the_best_checkpoint(call, previous, no_report):
     last = previous / "checkpoints" / "last.ckpt"
     damage(last, "truncated")
-    result = call(cli.train, f"resume={previous}", "trainer.max_epochs=2")
+    # more epochs and another log are no other method
+    result = call(cli.train, f"resume={previous}", "trainer.max_epochs=2", "trainer.log_every_n_steps=2", "logger=none")
     assert result.code == 0, result.err
     said = result.out.replace("\n", "")  # the console breaks long lines anywhere
     assert re.search(r"last\.ckpt ?cannot be read as a checkpoint", said)
@@ -273,9 +276,9 @@ def test_resume_with_nothing_but_damaged_checkpoints(call, previous):
     assert contents(previous) == before
 
 
-def test_unwritable_output_folder(call, tmp_path, finished, victim_root):
+def test_unwritable_output_folder(call, tmp_path, finished, tiny):
     (tmp_path / "file").write_text("in the way")
-    call(cli.train, *tiny_overrides(victim_root), "hydra.run.dir=file/x").is_one_sentence("file/x")
+    call(cli.train, *tiny, "hydra.run.dir=file/x").is_one_sentence("file/x")
     call(cli.evaluate, f"run={finished}", "out=file/x").is_one_sentence("file/x")
     assert (tmp_path / "file").read_text() == "in the way"
 
@@ -337,8 +340,8 @@ def test_help_of_train(call, capsys):
 
 
 @pytest.mark.slow
-def test_a_sweep(call, tmp_path, victim_root, no_report):
-    words = [*tiny_overrides(victim_root), "hydra.sweep.dir=sweep"]
+def test_a_sweep(call, tmp_path, tiny, no_report):
+    words = [*tiny, "hydra.sweep.dir=sweep"]
     result = call(cli.train, "-m", "seed=0,1", *words)
     assert result.code == 0, result.err
     configs = [OmegaConf.load(tmp_path / "sweep" / job / "config.yaml") for job in "01"]
@@ -347,9 +350,9 @@ def test_a_sweep(call, tmp_path, victim_root, no_report):
 
 
 @pytest.mark.slow
-def test_a_sweep_with_a_failing_job(call, tmp_path, victim_root, no_report):
+def test_a_sweep_with_a_failing_job(call, tmp_path, tiny, no_report):
     """The other jobs run all the same, and the exit code tells."""
-    words = [*tiny_overrides(victim_root), "hydra.sweep.dir=sweep"]
+    words = [*tiny, "hydra.sweep.dir=sweep"]
     result = call(cli.train, "-m", "method.aug_mode=nonsense,none", *words)
     assert result.code == 1
     assert [line.split(":")[0] for line in result.err.splitlines()] == ["error", "error"]

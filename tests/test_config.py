@@ -1,7 +1,6 @@
 """Every YAML composes and makes what it names, and every mistake that can be seen early is seen early."""
 
 import copy
-import functools
 import inspect
 import re
 
@@ -12,9 +11,9 @@ from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf
 from torch import nn
 
-from redlab import config, run
+from redlab import run
 from redlab.attacks.mix import AttackMix, Component
-from redlab.config import ConfigError, conf_dir, finalise, override_stored, parse
+from redlab.config import ConfigError, compose, conf_dir, finalise, override_stored, parse
 from redlab.data import AttackDataModule
 from redlab.victims import Victim
 from redlab.victims.classifier import Classifier
@@ -37,23 +36,6 @@ COMPOSED = {
     "add_defense": ["data=fashion_mnist", "mix=add_defense_known"],
     "cifar10": ["data=cifar10", "method=classifier", "mix=adversarial_training", f"victim=[{','.join(VICTIMS)}]"],
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compose_once():
-    """The same words give the same config; composing them anew in every test would take a minute."""
-    fresh = functools.cache(config.compose)
-
-    def compose_once(words=()):
-        return copy.deepcopy(fresh(tuple(words)))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(config, "compose", compose_once)
-        yield
-
-
-def compose(words=()):
-    return config.compose(words)
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +151,10 @@ def test_classifier(configs):
     assert method(torch.rand(2, 3, 32, 32)).shape == (2, 10)
 
 
-@pytest.mark.parametrize("name", VICTIMS)
+@pytest.mark.parametrize(
+    "name",  # timm takes seconds to import
+    [pytest.param(n, marks=pytest.mark.slow) if n.startswith("timm_") else n for n in VICTIMS],
+)
 def test_victims(configs, name):
     """With the shapes alone: no weight is drawn, none is downloaded."""
     spec = OmegaConf.to_container(configs["cifar10"].victims[name])
@@ -183,8 +168,6 @@ def test_victims(configs, name):
         switch = "weights" if "weights" in backbone else "pretrained"
         assert backbone[switch] in ("DEFAULT", True)
         backbone[switch] = {"DEFAULT": None, True: False}[backbone[switch]]
-        if backbone["name"] == "inception_v3":
-            backbone["init_weights"] = False  # torchvision warns that it may change, without weights
     assert spec.pop("training") == {}
     with torch.device("meta"):
         net = Victim(instantiate(backbone), num_classes=10, **spec)
@@ -304,6 +287,8 @@ def test_seed_zero_is_a_seed(changed):
     ("key", "value", "says"),
     [
         ("method.optimizer.lr", "abc", "method.optimizer.lr must be a number, got 'abc'"),
+        ("method.depth", 3.5, "method.depth must be a whole number, got 3.5"),
+        ("method.aug_group", 1.5, "method.aug_group must be a whole number, got 1.5"),
         ("trainer.max_epochs", "ten", "trainer.max_epochs must be a number, got 'ten'"),
         ("trainer.max_epochs", True, "trainer.max_epochs must be a number, got True"),
         ("trainer.enable_progress_bar", "on", "must be true or false, got 'on'"),

@@ -11,8 +11,7 @@ from torch import nn
 
 from redlab import run, victims
 from redlab.config import compose, finalise
-from redlab.methods import CDDRED
-from redlab.methods.base import NotFiniteError
+from redlab.methods import CDDRED, NotFiniteError
 from redlab.studies import Card
 
 
@@ -24,11 +23,10 @@ def classifier(tiny, *more):
     return [*(w for w in tiny if not w.startswith("method.")), "method=classifier", *more]
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory, tiny):
+@pytest.fixture
+def trained(finished_run):
     """The default run, but tiny, with its report."""
-    out = tmp_path_factory.mktemp("trained")
-    return out, train(tiny, out)
+    return finished_run
 
 
 def test_files(trained):
@@ -90,12 +88,16 @@ def test_clean_accuracy_is_the_victims(trained):
 def test_the_same_run_gives_the_same_numbers(trained, tiny, no_report, tmp_path):
     assert train([*tiny, "logger=none", "trainer.num_sanity_val_steps=0"], tmp_path) == trained[1]
     assert not list(tmp_path.rglob("*.csv"))
-    other = train([*tiny, "logger=none", "seed=1"], tmp_path / "other")
+
+
+@pytest.mark.slow
+def test_another_seed_gives_other_numbers(trained, tiny, no_report, tmp_path):
+    other = train([*tiny, "logger=none", "seed=1"], tmp_path)
     assert other != trained[1]
     assert other["test/clean_accuracy"] == trained[1]["test/clean_accuracy"]  # same victim, same test images
 
 
-@pytest.mark.parametrize("mix", ["clean", "adversarial_training"])
+@pytest.mark.parametrize("mix", ["clean", pytest.param("adversarial_training", marks=pytest.mark.slow)])
 def test_classifier(tiny, tmp_path, mix):
     out = tmp_path / "run"
     found = train(classifier(tiny, f"mix={mix}", "victim=lenet"), out)
@@ -151,6 +153,7 @@ class Shallow(nn.Module):
         return self.linear(x.flatten(1))
 
 
+@pytest.mark.slow
 def test_a_users_own_module_as_victim(tiny, no_report, tmp_path, monkeypatch):
     module = types.ModuleType("users_victims")
     module.Shallow = Shallow

@@ -86,7 +86,7 @@ def finalise(cfg: DictConfig, *, trained: bool = False) -> DictConfig:
     Raises:
         ConfigError: a value is missing or has the wrong type, or an argument does not exist.
     """
-    missing = [k for k, v in _items(OmegaConf.to_container(cfg, resolve=False)) if v == "???"]
+    missing = [k for k, v in leaves(OmegaConf.to_container(cfg, resolve=False)) if v == "???"]
     if missing:
         raise ConfigError(f"{missing[0]} has no value: give it as {missing[0]}=...")
     try:
@@ -238,11 +238,11 @@ def _keys(node: Any, prefix: str = "") -> list[str]:
     return keys
 
 
-def _items(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """The leaves of plain data with their dotted names."""
     if isinstance(node, dict):
         for key, value in node.items():
-            yield from _items(value, f"{prefix}.{key}" if prefix else str(key))
+            yield from leaves(value, f"{prefix}.{key}" if prefix else str(key))
     else:
         yield prefix, node
 
@@ -314,7 +314,10 @@ def _targets(node: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _check_arguments(plain: Any, path: str) -> None:
-    """Every key next to a ``_target_`` must be an argument of it, so that ``+method.typo=1`` cannot pass."""
+    """Every key next to a ``_target_`` must be an argument of it, so that ``+method.typo=1`` cannot pass.
+
+    Where the argument is a whole number, the value must be one.
+    """
     for where, node in _targets(plain, path):
         try:
             target: Any = pydoc.locate(str(node["_target_"]))
@@ -327,9 +330,11 @@ def _check_arguments(plain: Any, path: str) -> None:
             raise ConfigError(f"{where}._target_={node['_target_']} cannot be imported: nothing has that name.")
         if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             continue
-        for key in node:
+        for key, value in node.items():
             if not key.startswith("_") and key not in parameters:
                 raise ConfigError(f"Unknown key {where + '.' + key!r} in the config.{_suggest(key, list(parameters))}")
+            if isinstance(value, float) and parameters[key].annotation in (int, "int", "int | None"):
+                raise ConfigError(f"{where}.{key} must be a whole number, got {value}.")
 
 
 def _check_fields(cfg: DictConfig, trained: bool) -> None:

@@ -34,7 +34,7 @@ from torch import nn
 import redlab
 from redlab import victims as victim_files
 from redlab.attacks.mix import AttackMix, Component
-from redlab.config import ConfigError, compose, conf_dir, finalise, override_stored
+from redlab.config import ConfigError, compose, conf_dir, finalise, leaves, override_stored
 from redlab.data import AttackDataModule
 from redlab.methods.base import Method
 from redlab.report import console as table_for_console
@@ -288,9 +288,17 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _same_method(path: Path, checkpoint: Mapping[str, Any], cfg: DictConfig) -> None:
-    theirs = checkpoint["redlab"]["config"]["method"]["_target_"]
-    if theirs != cfg.method._target_:
-        raise ConfigError(f"{path} holds a {theirs.rsplit('.', 1)[1]}, not a {cfg.method._target_.rsplit('.', 1)[1]}.")
+    """All that stands under ``method``: an optimiser goes on with its numbers out of the checkpoint, too."""
+    method = checkpoint["redlab"]["config"]["method"]
+    if method["_target_"] != cfg.method._target_:
+        theirs, ours = (target.rsplit(".", 1)[1] for target in (method["_target_"], cfg.method._target_))
+        raise ConfigError(f"{path} holds a {theirs}, not a {ours}.")
+    before, now = (dict(leaves(node, "method")) for node in (method, _plain(cfg.method)))
+    for key in [*now, *before]:
+        if before.get(key) != now.get(key):
+            raise ConfigError(
+                f"{path} was trained with {key}={before.get(key)}, not {now.get(key)}; train that in another folder."
+            )
 
 
 def _resume_from(out: Path, cfg: DictConfig) -> Path | None:
@@ -300,13 +308,12 @@ def _resume_from(out: Path, cfg: DictConfig) -> Path | None:
         if not path.exists():
             continue
         try:
-            _same_method(path, read_checkpoint(path), cfg)
+            checkpoint = read_checkpoint(path)
         except ConfigError as error:
-            if "holds a" in str(error):
-                raise
             damaged = error
             console.print(f"[yellow]{error}[/]")
             continue
+        _same_method(path, checkpoint, cfg)
         return path
     if damaged is not None:
         raise ConfigError(f"{damaged} Nothing in {out}/checkpoints can be resumed; remove it or use another folder.")
@@ -425,8 +432,10 @@ def evaluate(run: Path, overrides: Sequence[str], out: Path) -> dict[str, float]
     """Tests a run folder or a checkpoint, with overrides such as another mix, data set or victim.
 
     Raises:
-        ConfigError: the checkpoint cannot be read, or an override does not fit.
+        ConfigError: the checkpoint cannot be read, an override does not fit, or ``out`` holds a trained run.
     """
+    if (out / "checkpoints").exists():
+        raise ConfigError(f"out={out} holds a trained run, whose numbers would be lost; give another folder.")
     _filter_known_warnings()
     started = time.time()
     path = find_checkpoint(run)

@@ -401,7 +401,7 @@ class SaveAt(L.Callback):
             run.save_checkpoint(self.path)
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])  # and test_data_loader.py
 @pytest.mark.parametrize("limit", [{"max_epochs": 3}, {"max_epochs": -1, "max_steps": 12}])
 def test_a_resumed_run_sees_the_rest_of_the_uninterrupted_one(tmp_path, num_workers, limit):
     whole = Recorder()

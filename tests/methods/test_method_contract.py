@@ -153,7 +153,13 @@ def test_no_hyperparameter_is_left_out(method):
     assert changed == known
 
 
-@each_case
+@pytest.mark.parametrize(
+    "case",  # of the cases of one class, two are enough for every day
+    [
+        pytest.param(c, id=n, marks=pytest.mark.slow if n in ("cdd_red_sample", "ds") else ())
+        for n, c in METHODS.items()
+    ],
+)
 def test_overfits_eight_images(fit, datamodule, case):
     data = datamodule(n=8, batch_size=8)
     module, batch = case.build(data.victims, **case.overfit), data.pairs

@@ -81,7 +81,11 @@ def sizes(name):
     return [(channels, pixels) for channels in (1, 3) for pixels in (28, 32, 64)]
 
 
-@pytest.mark.parametrize(("name", "channels", "pixels"), [(n, c, s) for n in NAMES for c, s in sizes(n)])
+@pytest.mark.parametrize(
+    ("name", "channels", "pixels"),
+    # the shapes of all are looked at in tests/test_config.py, which draws no weights
+    [pytest.param(n, *size, marks=pytest.mark.slow if n in HEAVY else ()) for n in NAMES for size in sizes(n)],
+)
 def test_every_victim_yaml_gives_logits_and_a_feature_map(name, channels, pixels):
     spec = victim_config(name, channels, pixels)
     assert set(spec) == {"backbone", "mean", "std", "input_size", "feature_layer", "weights", "training"}
@@ -128,6 +132,7 @@ def test_torchvision_and_timm_say_what_is_wrong():
         architectures.require("no_such_package_of_ours", "someextra")
 
 
+@pytest.mark.slow  # timm takes seconds to import
 def test_timm_models():
     net = architectures.timm_model("resnet18", num_classes=5, channels=1)
     assert net(torch.zeros(2, 1, 32, 32)).shape == (2, 5)

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from redlab.batch import CLEAN, AttackBatch
 from redlab.victims import Victim, architectures, load
-from redlab.victims.classifier import Classifier
+from redlab.victims.classifier import Classifier, NotFiniteError
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The .*dataloader.* does not have many workers"),
@@ -316,3 +316,14 @@ def test_the_yaml_makes_a_classifier_and_repeats_the_defaults(optimizer):
     model = instantiate(cfg, backbone=small(), num_classes=10, _convert_="all")
     assert model.data_name == "toy"
     assert type(model.configure_optimizers()).__name__.lower() == optimizer
+
+
+def test_a_loss_that_is_not_finite_stops_the_training():
+    model, data = classifier(), Digits()
+    data.images[20, 0, 0, 0] = torch.nan  # in the second batch
+    before = [p.clone() for p in model.net.parameters()]
+    with pytest.raises(NotFiniteError, match="not finite at step 1: nan"):
+        trainer().fit(model, datamodule=data)
+    after = list(model.net.parameters())
+    assert all(torch.isfinite(p).all() for p in after)
+    assert not all(torch.equal(a, b) for a, b in zip(before, after, strict=True))  # the step before was made

@@ -16,16 +16,13 @@ from torch.optim.lr_scheduler import LRScheduler
 from redlab.batch import AttackBatch, Restorer
 from redlab.metrics import RestorationMetrics
 from redlab.victims import state_hash
+from redlab.victims.classifier import check_finite
 
 OptimizerPartial = Callable[[Iterable[nn.Parameter]], Optimizer]
 SchedulerPartial = Callable[[Optimizer], LRScheduler]
 
 EXAMPLE_ROWS = 8
 """Pairs kept from every test cell, for figures."""
-
-
-class NotFiniteError(ValueError):
-    """The training loss is NaN or infinite."""
 
 
 class Method(LightningModule):
@@ -72,8 +69,7 @@ class Method(LightningModule):
         Raises:
             NotFiniteError: the loss is NaN or infinite.
         """
-        if not bool(torch.isfinite(loss).all()):
-            raise NotFiniteError(f"the loss is not finite at step {self.global_step}: {loss.detach().tolist()}")
+        check_finite(loss, self.global_step)
 
     def train(self, mode: bool = True) -> Self:
         """Sets the mode; frozen networks stay in eval mode."""

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
+import torch
 import torch.nn.functional as F
 from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -16,6 +17,20 @@ from torchmetrics import MeanMetric
 from redlab.batch import CLEAN, AttackBatch
 from redlab.victims.loading import CHECKPOINT_KEY
 from redlab.victims.victim import ImageClassifier
+
+
+class NotFiniteError(ValueError):
+    """The training loss is NaN or infinite."""
+
+
+def check_finite(loss: Tensor, step: int) -> None:
+    """Stops a training, here or of a method, before a bad loss reaches the weights.
+
+    Raises:
+        NotFiniteError: the loss is NaN or infinite.
+    """
+    if not bool(torch.isfinite(loss).all()):
+        raise NotFiniteError(f"the loss is not finite at step {step}: {loss.detach().tolist()}")
 
 
 class Classifier(LightningModule):
@@ -96,6 +111,14 @@ class Classifier(LightningModule):
         loss = F.cross_entropy(self(batch.adv), batch.label, label_smoothing=self.label_smoothing)
         self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(batch))
         return loss
+
+    def on_before_backward(self, loss: Tensor) -> None:
+        """Stops before a bad loss reaches the weights.
+
+        Raises:
+            NotFiniteError: the loss is NaN or infinite.
+        """
+        check_finite(loss, self.global_step)
 
     def validation_step(self, batch: AttackBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Counts correct answers on the clean images of all valid rows, and on the attacked rows."""
