@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from redlab.victims.folded import Folded
+
 
 class ImageClassifier(nn.Module):
     """Images (B, C, H, W) in [0, 1] -> pad with black -> (x - mean) / std -> backbone -> logits (B, K).
@@ -76,7 +78,7 @@ class ImageClassifier(nn.Module):
             )
         if self.input_size is not None:
             x = _pad_to(x, self.input_size)
-        logits = self.backbone((x - self.mean) / self.std)
+        logits = self._network()((x - self.mean) / self.std)
         if not isinstance(logits, Tensor) or logits.shape != (len(x), self.num_classes):
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ValueError(f"victim '{self.name}' should return logits {(len(x), self.num_classes)}, got {got}")
@@ -127,6 +129,9 @@ class ImageClassifier(nn.Module):
             "name": self.name,
         }
 
+    def _network(self) -> nn.Module:
+        return self.backbone
+
     def _channels(self) -> int:
         return max(self.mean.numel(), self.std.numel())
 
@@ -134,7 +139,8 @@ class ImageClassifier(nn.Module):
 class Victim(ImageClassifier):
     """An image classifier that is frozen and in eval mode for good; ``train()`` leaves it there.
 
-    The backbone itself is frozen, not a copy of it. Takes the arguments of ``ImageClassifier`` and
+    The backbone itself is frozen, not a copy of it; logits come from its faster twin (``Folded``), features from the
+    backbone. Takes the arguments of ``ImageClassifier`` and
 
     Args:
         backbone: any module that returns logits.
@@ -156,11 +162,15 @@ class Victim(ImageClassifier):
         self.clean_accuracy = clean_accuracy
         self.requires_grad_(False)
         self.eval()
+        self._folded = Folded(backbone)
 
     def train(self, mode: bool = True) -> Victim:
         """Stays in eval mode."""
         super().train(False)
         return self
+
+    def _network(self) -> nn.Module:
+        return self._folded.fastest()
 
 
 def state_hash(module: nn.Module) -> str:
