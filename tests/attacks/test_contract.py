@@ -25,11 +25,14 @@ from redlab.attacks import (
     FGSM,
     PGD,
     RFGSM,
+    RP2,
     AutoAttack,
     CarliniWagnerL2,
     CarliniWagnerLinf,
     DeepFool,
     Defended,
+    FeatureAttack,
+    Patch,
     SampleRng,
     SmoothedPGD,
     Square,
@@ -71,6 +74,17 @@ class Case(NamedTuple):
     raises: Callable[[Tensor, Tensor, Tensor | None], Tensor] = cross_entropy  # what it wants more of
 
 
+def white(x: Tensor, *_: Any) -> Tensor:
+    return torch.ones_like(x)
+
+
+def like_white(logits: Tensor, *_: Any) -> Tensor:
+    """Of the network of the tests, for images of its size."""
+    return -(logits - network()(torch.ones(1, 3, 7, 5))).square().sum(1)
+
+
+CORNERS = [[[0, 2, 0, 2]], [[3, 3, 1, 3], [1, 3, 3, 3]]]
+
 ATTACKS = [
     Case("fgsm", FGSM, "linf", draws=False),
     Case("rfgsm", RFGSM, "linf"),
@@ -93,6 +107,9 @@ ATTACKS = [
     Case("bpda", partial(OnADefence, attack=PGD(steps=2)), None),
     Case("eot", partial(EOT, attack=PGD(steps=2), samples=2), None),
     Case("smoothed-pgd", partial(SmoothedPGD, steps=3, samples=3, sigma=0.1), "linf"),
+    Case("patch", partial(Patch, size=2, steps=5), "linf"),
+    Case("feature", partial(FeatureAttack, guides=white, layer="", steps=5), "linf", draws=False, raises=like_white),
+    Case("rp2", partial(RP2, masks=CORNERS, canvas=4, steps=5), None),
     Case("autoattack", partial(AutoAttack, steps=2, queries=2, targets=2), "linf"),
 ]
 
@@ -102,6 +119,7 @@ VOCABULARY = {
     *("init_norm", "levels", "top_k"),
     *("loss", "any_class", "beta", "alpha_max", "p_init", "targets"),
     *("attack", "samples", "sigma"),
+    *("size", "masks", "canvas", "mask", "penalty", "guides", "layer"),
 }
 
 EPS = {"linf": 0.1, "l2": 1.0}
@@ -207,15 +225,22 @@ def test_yaml_says_the_defaults(path: pathlib.Path) -> None:
         target = said.pop("_target_")
         assert target in classes, f"{target} is not in ATTACKS"
         assert said.keys() == {field.name for field in dataclasses.fields(classes[target])}
-        return classes[target](**{key: value_of(value) for key, value in said.items()})
+        needed = without_default(classes[target])  # which has no default to compare with
+        return classes[target](**{key: value_of(value) for key, value in said.items() if key not in needed}, **needed)
 
     def value_of(value: Any) -> Any:
         if isinstance(value, dict):
             return build(value)
+        if isinstance(value, list):
+            return tuple(value_of(v) for v in value)
         return float(fractions.Fraction(value)) if isinstance(value, str) and "/" in value else value
 
     attack = build(OmegaConf.to_container(OmegaConf.load(path)))  # type: ignore[arg-type]
-    assert attack == type(attack)()
+    assert attack == type(attack)(**without_default(type(attack)))
+
+
+def without_default(cls: type) -> dict[str, None]:
+    return {f.name: None for f in dataclasses.fields(cls) if f.default is f.default_factory is dataclasses.MISSING}
 
 
 @every_kind
@@ -343,7 +368,7 @@ def test_leaves_no_trace_in_any_context(case: Case, context: str) -> None:
 WHOLE = {"steps", "queries"}
 NUMBERS = (
     *("eps", "alpha", "step_size", "confidence", "c", "lr", "overshoot", "gamma", "init_norm", "beta", "alpha_max"),
-    *WHOLE,
+    *("penalty", *WHOLE),
 )
 PER_ROW = [(c, field) for c in ATTACKS for field in NUMBERS if field in field_names(c)]
 
@@ -469,6 +494,13 @@ BAD_NUMBERS = [
     *(("confidence", -1.0, "-1"), ("c", -1.0, "-1"), ("lr", -1.0, "-1"), ("overshoot", -0.5, r"-0\.5")),
     *(("gamma", 1.5, r"1\.5"), ("init_norm", -1.0, "-1"), ("levels", 1, "got 1"), ("top_k", 0, "got 0")),
     *(("binary_search_steps", 0, "got 0"), ("c", torch.ones(5), r"\(5,\)")),
+    *(("size", 0, "got 0"), ("size", 6, "got 6"), ("size", 2.5, r"2\.5"), ("penalty", -1.0, "-1")),
+    *(("mask", 2, "got 2"), ("mask", -1, "-1"), ("canvas", 0, "got 0"), ("canvas", 2.5, r"2\.5")),
+    *(("masks", [], r"\[\]"), ("masks", [[[0, 4, 0, 0]]], r"\[0, 4, 0, 0\]"), ("masks", [[]], "mask 0")),
+    *(("masks", [[[1, 0, 0, 0]]], r"\[1, 0, 0"), ("masks", [[[0, 0, 0]]], r"\[0, 0, 0\]")),
+    *(("masks", [[[0, 0, 0, 0.5]]], r"0\.5"), ("guides", torch.ones(8, 3, 5, 7), r"\(8, 3, 7, 5\) .* \(8, 3, 5, 7\)")),
+    *(("guides", images() + 0.5, r"1\.5"), ("guides", images().double(), "float64"), ("layer", "nope", "'nope'")),
+    *(("masks", torch.ones(4, 4), r"\(4, 4\)"), ("masks", torch.zeros(1, 4, 4), "mask 0")),
 ]
 
 

@@ -15,9 +15,12 @@ from redlab.attacks.carlini_wagner import CarliniWagnerL2, CarliniWagnerLinf
 from redlab.attacks.ddn import DDN
 from redlab.attacks.deepfool import DeepFool
 from redlab.attacks.fab import FAB
+from redlab.attacks.feature import FeatureAttack, GuideBank
 from redlab.attacks.fgsm import FGSM, RFGSM
+from redlab.attacks.patch import Patch
 from redlab.attacks.pgd import PGD
 from redlab.attacks.rng import SampleRng
+from redlab.attacks.rp2 import RP2
 from redlab.attacks.square import Square
 from redlab.attacks.wrappers import BPDA, EOT, Defended, SmoothedPGD
 
@@ -30,12 +33,16 @@ __all__ = [
     "FGSM",
     "PGD",
     "RFGSM",
+    "RP2",
     "AutoAttack",
     "CarliniWagnerL2",
     "CarliniWagnerLinf",
     "DeepFool",
     "Defended",
+    "FeatureAttack",
     "GradientSteps",
+    "GuideBank",
+    "Patch",
     "SampleRng",
     "SmoothedPGD",
     "Square",

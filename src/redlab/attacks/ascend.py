@@ -82,6 +82,9 @@ def ascend(model: nn.Module, x: Tensor, y: Tensor, steps: GradientSteps, target:
     one of highest loss, the last of them if equal; judging the last iterates costs one forward pass without gradient.
     A row of one step has one iterate, so it costs exactly one victim call.
 
+    The model always sees a head of the batch: rows with more steps come first, and keep their order where they do so
+    already.
+
     Args:
         model: (B, C, H, W) -> (B, K) logits.
         x: (B, C, H, W) float32 clean images in [0, 1], as ``check_inputs`` wants them.

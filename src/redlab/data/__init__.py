@@ -6,6 +6,7 @@
 (1438, 359, 32, 1)
 """
 
+from redlab.data.guides import Guides
 from redlab.data.loader import EpochLoader, EpochSampler, Key
 from redlab.data.module import AttackDataModule, TestCell
 from redlab.data.sources import (
@@ -26,6 +27,7 @@ __all__ = [
     "EpochLoader",
     "EpochSampler",
     "FolderSource",
+    "Guides",
     "ImageSource",
     "Key",
     "Splits",
