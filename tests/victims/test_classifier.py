@@ -133,7 +133,7 @@ def test_checkpoint_loads_without_code_and_gives_equal_logits(trained):
     model, _, path = trained
     torch.load(path, weights_only=True)
     victim, x = load(path), torch.rand(4, 1, 8, 8)
-    assert torch.equal(victim(x), model.eval()(x))
+    torch.testing.assert_close(victim(x), model.eval()(x))
     assert isinstance(victim, Victim)
     assert not any(p.requires_grad for p in victim.parameters())
     assert (victim.name, victim.feature_layer, victim.input_size) == ("tiny", "features.4", 12)
@@ -206,14 +206,14 @@ def test_state_dicts(tmp_path, wrapped):
     torch.save(state if wrapped == "" else content, tmp_path / "net.pt")
     victim = load(tmp_path / "net.pt", small(), num_classes=10, mean=0.5, input_size=12)
     x = torch.rand(3, 1, 12, 12)
-    assert torch.equal(victim(x), net.eval()(x - 0.5))
+    torch.testing.assert_close(victim(x), net.eval()(x - 0.5))
 
 
 def test_safetensors(tmp_path):
     net = small()
     save_file(net.state_dict(), tmp_path / "net.safetensors")
     x = torch.rand(3, 1, 12, 12)
-    assert torch.equal(load(tmp_path / "net.safetensors", small(), num_classes=10)(x), net.eval()(x))
+    torch.testing.assert_close(load(tmp_path / "net.safetensors", small(), num_classes=10)(x), net.eval()(x))
     (tmp_path / "cut.safetensors").write_bytes((tmp_path / "net.safetensors").read_bytes()[:500])
     with pytest.raises(ValueError, match=r"cut.safetensors is truncated"):
         load(tmp_path / "cut.safetensors", small(), num_classes=10)
