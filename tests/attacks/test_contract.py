@@ -27,14 +27,17 @@ from redlab.attacks import (
     RFGSM,
     RP2,
     AutoAttack,
+    Boundary,
     CarliniWagnerL2,
     CarliniWagnerLinf,
     DeepFool,
     Defended,
     FeatureAttack,
     Patch,
+    LocalSearch,
     SampleRng,
     SmoothedPGD,
+    SpatialTransform,
     Square,
 )
 from redlab.attacks.margin import dlr
@@ -72,6 +75,7 @@ class Case(NamedTuple):
     draws: bool = True  # whether it uses its rng
     targeted: bool = True  # whether it can be
     raises: Callable[[Tensor, Tensor, Tensor | None], Tensor] = cross_entropy  # what it wants more of
+    balanced: bool = False  # whether it needs a victim whose decisions differ between random images
 
 
 def white(x: Tensor, *_: Any) -> Tensor:
@@ -110,6 +114,9 @@ ATTACKS = [
     Case("patch", partial(Patch, size=2, steps=5), "linf"),
     Case("feature", partial(FeatureAttack, guides=white, layer="", steps=5), "linf", draws=False, raises=like_white),
     Case("rp2", partial(RP2, masks=CORNERS, canvas=4, steps=5), None),
+    Case("spatial", partial(SpatialTransform, smoothness=1e-3, steps=8), None, draws=False, raises=lead),
+    Case("boundary", partial(Boundary, steps=11, starts=30), None, targeted=False, raises=lead, balanced=True),
+    Case("local-search", LocalSearch, None, targeted=False, raises=lead, balanced=True),
     Case("autoattack", partial(AutoAttack, steps=2, queries=2, targets=2), "linf"),
 ]
 
@@ -117,6 +124,9 @@ VOCABULARY = {
     *("norm", "eps", "alpha", "step_size", "steps", "random_start"),
     *("confidence", "c", "lr", "binary_search_steps", "overshoot", "gamma", "queries"),
     *("init_norm", "levels", "top_k"),
+    *("smoothness", "flow_loss"),
+    *("spherical_step", "source_step", "step_adaptation", "starts"),
+    *("pixels", "probe", "stretch", "reach", "candidates", "seeds"),
     *("loss", "any_class", "beta", "alpha_max", "p_init", "targets"),
     *("attack", "samples", "sigma"),
     *("size", "masks", "canvas", "mask", "penalty", "guides", "layer"),
@@ -147,8 +157,8 @@ def field_names(case: Case) -> set[str]:
     return {field.name for field in dataclasses.fields(case.make())}
 
 
-def network(channels: int = 3, classes: int = 4, seed: int = 0) -> nn.Module:
-    """A small network with everything that has a train mode; its logits are all negative."""
+def network(channels: int = 3, classes: int = 4, seed: int = 0, balanced: bool = False) -> nn.Module:
+    """A small network with everything that has a train mode; its logits are all negative, if balanced equal on grey."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         norm = nn.BatchNorm2d(6)
@@ -157,15 +167,19 @@ def network(channels: int = 3, classes: int = 4, seed: int = 0) -> nn.Module:
         head = nn.Linear(6 * 4, classes)
         head.bias.data.sub_(50.0)
         body = [nn.Conv2d(channels, 6, 3, padding=1), norm, nn.Tanh(), nn.AdaptiveAvgPool2d(2), nn.Dropout(0.5)]
-        return nn.Sequential(nn.Sequential(*body), nn.Flatten(), head).eval()
+        net = nn.Sequential(nn.Sequential(*body), nn.Flatten(), head).eval()
+    if balanced:
+        with torch.no_grad():
+            head.bias.sub_(net(torch.full((1, channels, 4, 4), 0.5))[0] + 50.0)
+    return net
 
 
 class Exact(nn.Module):
     """Computes in float64, so that its float32 answers do not show how the batch was cut."""
 
-    def __init__(self) -> None:
+    def __init__(self, balanced: bool = False) -> None:
         super().__init__()
-        self.inner = network().double()
+        self.inner = network(balanced=balanced).double()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.inner(x.double()).float()
@@ -245,7 +259,7 @@ def without_default(cls: type) -> dict[str, None]:
 
 @every_kind
 def test_in_the_budget_and_effective(case: Case, kind: str) -> None:
-    model, x = network(), images(16)
+    model, x = network(balanced=case.balanced), images(16)
     y, target = labels(model, x, kind)
     kept = x.clone()
     x_adv = attack_of(case)(model, x, y, target=target)
@@ -269,7 +283,7 @@ def test_eps_zero_is_the_identity(case: Case, kind: str) -> None:
 
 @every_kind
 def test_rows_do_not_depend_on_each_other(case: Case, kind: str) -> None:
-    model, x = Exact(), images(12)
+    model, x = Exact(case.balanced), images(12)
     y, target = labels(model, x, kind)
     rng = SampleRng(5, "train", 2, torch.randperm(1000, generator=torch.Generator().manual_seed(0))[:12])
     attack = attack_of(case)
@@ -287,7 +301,7 @@ def test_rows_do_not_depend_on_each_other(case: Case, kind: str) -> None:
 
 @every
 def test_deterministic_under_its_rng(case: Case) -> None:
-    model, x = network(), images()
+    model, x = network(balanced=case.balanced), images()
     y, _ = labels(model, x, "untargeted")
     attack, rng = attack_of(case), SampleRng(3, "test", 0, torch.arange(8))
     first = attack(model, x, y, rng=rng)
@@ -365,17 +379,19 @@ def test_leaves_no_trace_in_any_context(case: Case, context: str) -> None:
             assert snapshot(broken) == before
 
 
-WHOLE = {"steps", "queries"}
+WHOLE = {"steps", "queries", "pixels"}
 NUMBERS = (
     *("eps", "alpha", "step_size", "confidence", "c", "lr", "overshoot", "gamma", "init_norm", "beta", "alpha_max"),
     *("penalty", *WHOLE),
+    *("smoothness", "spherical_step", "source_step", "probe", "stretch"),
+    *WHOLE,
 )
 PER_ROW = [(c, field) for c in ATTACKS for field in NUMBERS if field in field_names(c)]
 
 
 @pytest.mark.parametrize(("case", "field"), PER_ROW, ids=[f"{c.name}-{field}" for c, field in PER_ROW])
 def test_numbers_per_row_equal_separate_calls(case: Case, field: str) -> None:
-    model, x = Exact(), images()
+    model, x = Exact(case.balanced), images()
     y, target = labels(model, x, most(case))
     rng, top = SampleRng.for_batch(x), EPS[case.norm or "linf"]
     values = torch.tensor([3, 1, 7, 1, 2, 7, 5, 1]) if field in WHOLE else torch.linspace(0, top, 8)
@@ -391,7 +407,7 @@ def test_numbers_per_row_equal_separate_calls(case: Case, field: str) -> None:
 @pytest.mark.parametrize("classes", [2, 3])
 @pytest.mark.parametrize("shape", [(1, 4, 9), (3, 6, 2)], ids=str)
 def test_few_classes_odd_shapes_and_one_row(case: Case, kind: str, classes: int, shape: tuple[int, int, int]) -> None:
-    model, x = network(shape[0], classes), images(1, shape)
+    model, x = network(shape[0], classes, balanced=case.balanced), images(1, shape)
     y, target = labels(model, x, kind)
     x_adv = attack_of(case)(model, x, y, target=target)
     check_threat_model(case, x, x_adv)
@@ -493,6 +509,10 @@ BAD_NUMBERS = [
     *(("steps", torch.ones(8), "float32"), ("norm", "l7", "l7")),
     *(("confidence", -1.0, "-1"), ("c", -1.0, "-1"), ("lr", -1.0, "-1"), ("overshoot", -0.5, r"-0\.5")),
     *(("gamma", 1.5, r"1\.5"), ("init_norm", -1.0, "-1"), ("levels", 1, "got 1"), ("top_k", 0, "got 0")),
+    *(("smoothness", -1.0, "-1"), ("flow_loss", "l1", "l1")),
+    *(("spherical_step", -1.0, "-1"), ("source_step", -1.0, "-1"), ("step_adaptation", 0.5, r"0\.5")),
+    *(("step_adaptation", float("nan"), "nan"), ("starts", 0, "got 0"), ("pixels", 0, "got 0"), ("probe", -1.0, "-1")),
+    *(("stretch", 2.5, r"2\.5"), ("reach", -1, "-1"), ("candidates", 0, "got 0"), ("seeds", 0.0, r"0\.0")),
     *(("binary_search_steps", 0, "got 0"), ("c", torch.ones(5), r"\(5,\)")),
     *(("size", 0, "got 0"), ("size", 6, "got 6"), ("size", 2.5, r"2\.5"), ("penalty", -1.0, "-1")),
     *(("mask", 2, "got 2"), ("mask", -1, "-1"), ("canvas", 0, "got 0"), ("canvas", 2.5, r"2\.5")),

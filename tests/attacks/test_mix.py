@@ -16,7 +16,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from redlab.attacks import FGSM, PGD, RFGSM, CarliniWagnerL2, SampleRng
+from redlab.attacks import DDN, FGSM, PGD, RFGSM, Boundary, CarliniWagnerL2, LocalSearch, SampleRng
 from redlab.attacks.mix import AttackMix, Cell, Component, Defended, Plan
 from redlab.batch import AttackBatch
 
@@ -702,6 +702,15 @@ def test_shipped_ranges() -> None:
     assert pair.deal == "all"
     assert [(n, c.target) for n, c in pair.components.items()] == [("clean", None), ("pgd_u", None), ("pgd_t", 3)]
     assert all(c.attack == PGD(eps=0.15, step_size=0.01, steps=40) for c in pair.components.values() if c.attack)
+    eight = load("add_defense_test").components
+    targets = {"pgd_t": 3, "cw_t": 3, "ddn_t": 3}
+    names = ("clean", "pgd_u", "pgd_t", "cw_u", "cw_t", "boundary_u", "local_search_u", "ddn_u", "ddn_t")
+    assert {n: c.target for n, c in eight.items()} == dict.fromkeys(names) | targets
+    assert eight["pgd_u"].attack == pair.components["pgd_u"].attack
+    assert eight["cw_u"].attack == CarliniWagnerL2(confidence=0.0, c=1e-3, lr=0.01, steps=200, binary_search_steps=9)
+    assert eight["boundary_u"].attack == Boundary(steps=5000, spherical_step=0.01, source_step=0.01)
+    assert eight["local_search_u"].attack == LocalSearch(steps=10, pixels=300, probe=10.0, stretch=1.5, reach=5)
+    assert eight["ddn_t"].attack == DDN(steps=100, gamma=0.05)
     options = ["weight=3", "victims=[b]", "target=random", "against=defended"]
     changed = load("attunet", *(f"mix.components.rfgsm.{option}" for option in options)).components["rfgsm"]
     assert (changed.weight, changed.victims, changed.target, changed.against) == (3, ["b"], "random", "defended")

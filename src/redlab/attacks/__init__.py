@@ -11,6 +11,7 @@ True
 from redlab.attacks.apgd import APGD
 from redlab.attacks.ascend import GradientSteps, SteppedAttack, ascend
 from redlab.attacks.autoattack import AutoAttack
+from redlab.attacks.boundary import Boundary
 from redlab.attacks.carlini_wagner import CarliniWagnerL2, CarliniWagnerLinf
 from redlab.attacks.ddn import DDN
 from redlab.attacks.deepfool import DeepFool
@@ -21,6 +22,10 @@ from redlab.attacks.patch import Patch
 from redlab.attacks.pgd import PGD
 from redlab.attacks.rng import SampleRng
 from redlab.attacks.rp2 import RP2
+from redlab.attacks.local_search import LocalSearch
+from redlab.attacks.pgd import PGD
+from redlab.attacks.rng import SampleRng
+from redlab.attacks.spatial import SpatialTransform
 from redlab.attacks.square import Square
 from redlab.attacks.wrappers import BPDA, EOT, Defended, SmoothedPGD
 
@@ -35,6 +40,7 @@ __all__ = [
     "RFGSM",
     "RP2",
     "AutoAttack",
+    "Boundary",
     "CarliniWagnerL2",
     "CarliniWagnerLinf",
     "DeepFool",
@@ -43,8 +49,10 @@ __all__ = [
     "GradientSteps",
     "GuideBank",
     "Patch",
+    "LocalSearch",
     "SampleRng",
     "SmoothedPGD",
+    "SpatialTransform",
     "Square",
     "SteppedAttack",
     "ascend",
