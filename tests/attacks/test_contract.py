@@ -39,6 +39,8 @@ from redlab.attacks import (
     SmoothedPGD,
     SpatialTransform,
     Square,
+    WassersteinFrankWolfe,
+    WassersteinPGD,
 )
 from redlab.attacks.margin import dlr
 
@@ -118,6 +120,8 @@ ATTACKS = [
     Case("boundary", partial(Boundary, steps=11, starts=30), None, targeted=False, raises=lead, balanced=True),
     Case("local-search", LocalSearch, None, targeted=False, raises=lead, balanced=True),
     Case("autoattack", partial(AutoAttack, steps=2, queries=2, targets=2), "linf"),
+    Case("wasserstein-pgd", partial(WassersteinPGD, steps=2, window=3, dual_steps=5), None, draws=False),
+    Case("wasserstein-frank-wolfe", partial(WassersteinFrankWolfe, steps=2, window=3), None, draws=False),
 ]
 
 VOCABULARY = {
@@ -130,6 +134,7 @@ VOCABULARY = {
     *("loss", "any_class", "beta", "alpha_max", "p_init", "targets"),
     *("attack", "samples", "sigma"),
     *("size", "masks", "canvas", "mask", "penalty", "guides", "layer"),
+    *("window", "entropy", "dual_steps", "tolerance"),
 }
 
 EPS = {"linf": 0.1, "l2": 1.0}
@@ -521,6 +526,13 @@ BAD_NUMBERS = [
     *(("masks", [[[0, 0, 0, 0.5]]], r"0\.5"), ("guides", torch.ones(8, 3, 5, 7), r"\(8, 3, 7, 5\) .* \(8, 3, 5, 7\)")),
     *(("guides", images() + 0.5, r"1\.5"), ("guides", images().double(), "float64"), ("layer", "nope", "'nope'")),
     *(("masks", torch.ones(4, 4), r"\(4, 4\)"), ("masks", torch.zeros(1, 4, 4), "mask 0")),
+    *(("window", 4, "got 4"), ("window", 1, "got 1"), ("window", 5.0, r"5\.0"), ("entropy", 0.0, "got 0")),
+    *(
+        ("dual_steps", 0, "got 0"),
+        ("dual_steps", 2.5, r"2\.5"),
+        ("tolerance", 0.0, r"0\.0"),
+        ("tolerance", 1.0, r"1\.0"),
+    ),
 ]
 
 

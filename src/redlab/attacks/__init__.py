@@ -27,6 +27,7 @@ from redlab.attacks.pgd import PGD
 from redlab.attacks.rng import SampleRng
 from redlab.attacks.spatial import SpatialTransform
 from redlab.attacks.square import Square
+from redlab.attacks.wasserstein import WassersteinFrankWolfe, WassersteinPGD
 from redlab.attacks.wrappers import BPDA, EOT, Defended, SmoothedPGD
 
 __all__ = [
@@ -55,5 +56,7 @@ __all__ = [
     "SpatialTransform",
     "Square",
     "SteppedAttack",
+    "WassersteinFrankWolfe",
+    "WassersteinPGD",
     "ascend",
 ]
