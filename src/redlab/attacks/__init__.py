@@ -18,13 +18,11 @@ from redlab.attacks.deepfool import DeepFool
 from redlab.attacks.fab import FAB
 from redlab.attacks.feature import FeatureAttack, GuideBank
 from redlab.attacks.fgsm import FGSM, RFGSM
+from redlab.attacks.local_search import LocalSearch
 from redlab.attacks.patch import Patch
 from redlab.attacks.pgd import PGD
 from redlab.attacks.rng import SampleRng
 from redlab.attacks.rp2 import RP2
-from redlab.attacks.local_search import LocalSearch
-from redlab.attacks.pgd import PGD
-from redlab.attacks.rng import SampleRng
 from redlab.attacks.spatial import SpatialTransform
 from redlab.attacks.square import Square
 from redlab.attacks.wasserstein import WassersteinFrankWolfe, WassersteinPGD
@@ -49,8 +47,8 @@ __all__ = [
     "FeatureAttack",
     "GradientSteps",
     "GuideBank",
-    "Patch",
     "LocalSearch",
+    "Patch",
     "SampleRng",
     "SmoothedPGD",
     "SpatialTransform",
