@@ -35,11 +35,12 @@ LEAST_ENTROPY = 1e-6
 class WassersteinPGD:
     """x <- clip(project(x + step_size * sign(gradient))), the projection by Sinkhorn iterations (Wong et al.).
 
-    The projection (their algorithm 1, equation 8) has an entropic term and so blurs a little. Returns per row its first
-    adversarial, which is the clean image where that is one already; where it finds none, the iterate of highest
-    loss. An image without mass or without gradient stays as it is. Costs at most ``steps`` + 1 gradients, and per step
-    some tens of Sinkhorn iterations, which cost more than the gradients of a small victim. ``eps`` stays what it is,
-    where the authors raise it by a tenth every ten steps.
+    The projection (their algorithm 1, equation 8) has an entropic term, which blurs and spends budget: at the default
+    entropy, images of Fashion-MNIST end at about 0.4 eps by exact transport. Returns per row its first adversarial,
+    which is the clean image where that is one already; where it finds none, the iterate of highest loss. An image
+    without mass or without gradient stays as it is. Costs at most ``steps`` + 1 gradients, and per step some tens of
+    Sinkhorn iterations, which cost more than the gradients of a small victim. ``eps`` stays what it is, where the
+    authors raise it by a tenth every ten steps.
 
     Args:
         eps: radius of the ball in pixels: mean distance by which mass moves, relative to the total mass.
