@@ -12,13 +12,14 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "redlab"
 FILES = sorted(PACKAGE.rglob("*.py"))
 TOP = {"cli", "run", "config"}
-LAYERS = ["batch", "nn", "victims", "attacks", "metrics", "report", "data", "methods", "studies"]
+LAYERS = ["extras", "batch", "nn", "victims", "attacks", "metrics", "report", "data", "methods", "studies"]
 # the layers that each layer may import at most, besides itself and the package's own version
 ALLOWED = {
+    "extras": set(),
     "batch": set(),
     "nn": set(),
-    "victims": {"batch"},
-    "attacks": {"batch"},
+    "victims": {"batch", "extras"},
+    "attacks": {"batch", "extras"},
     "metrics": {"batch"},
     "report": {"batch"},
     "data": {"batch", "attacks"},

@@ -235,7 +235,11 @@ def test_is_a_frozen_keyword_only_dataclass_of_house_words(case: Case) -> None:
         cls(0.1)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "conf" / "attack").glob("*.yaml")), ids=lambda path: path.stem)
+# Attacks of other libraries are not row-independent: tests/attacks/test_adapters.py says what they promise.
+OWN_YAMLS = [p for p in sorted((ROOT / "conf" / "attack").glob("*.yaml")) if "adapters" not in p.read_text()]
+
+
+@pytest.mark.parametrize("path", OWN_YAMLS, ids=lambda path: path.stem)
 def test_yaml_says_the_defaults(path: pathlib.Path) -> None:
     made = (type(case.make()) for case in ATTACKS)
     classes = {f"redlab.attacks.{cls.__name__}": cls for cls in (BPDA if c is OnADefence else c for c in made)}

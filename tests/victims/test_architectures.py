@@ -128,8 +128,6 @@ def test_torchvision_and_timm_say_what_is_wrong():
         architectures.torchvision_model("no_such_net")
     with pytest.raises(ValueError, match="no_such_weights"):
         architectures.torchvision_model("resnet18", weights="no_such_weights")
-    with pytest.raises(ImportError, match=r"redlab\[someextra\]"):
-        architectures.require("no_such_package_of_ours", "someextra")
 
 
 @pytest.mark.slow  # timm takes seconds to import

@@ -8,11 +8,9 @@ with stride 1 and no max-pooling, so that a small image is not shrunk before any
 from __future__ import annotations
 
 import functools
-import importlib
 import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from types import ModuleType
 from typing import Any, ParamSpec
 
 import torchvision
@@ -20,6 +18,8 @@ from torch import nn
 from torchvision.models.inception import BasicConv2d, Inception3
 from torchvision.models.resnet import BasicBlock, conv1x1
 from torchvision.models.vgg import cfgs, make_layers
+
+from redlab.extras import require
 
 __all__ = [
     "alexnet",
@@ -42,18 +42,6 @@ __all__ = [
 ]
 
 P = ParamSpec("P")
-
-
-def require(package: str, extra: str) -> ModuleType:
-    """Imports an optional package.
-
-    Raises:
-        ImportError: it is missing; the message names the extra that brings it.
-    """
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise ImportError(f"this needs the package {package}: pip install 'redlab[{extra}]'") from error
 
 
 def _recorded(build: Callable[P, nn.Module]) -> Callable[P, nn.Module]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from redlab.extras import require
 from redlab.victims import architectures
 from redlab.victims.victim import Victim
 
@@ -105,7 +106,7 @@ def _read(path: Path) -> Mapping[str, Any]:
         raise ValueError(f"there is no weights file {path}")
     if path.stat().st_size == 0:
         raise ValueError(f"{path} is empty")
-    safetensors = architectures.require("safetensors.torch", "safetensors") if path.suffix == ".safetensors" else None
+    safetensors = require("safetensors.torch", "safetensors") if path.suffix == ".safetensors" else None
     try:
         content = safetensors.load_file(path) if safetensors else torch.load(path, "cpu", weights_only=True)
     except Exception as error:  # a damaged file can raise nearly anything: EOFError, RuntimeError, UnpicklingError, ...

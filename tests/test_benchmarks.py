@@ -1,0 +1,52 @@
+"""benchmarks/attacks.py runs, whichever libraries there are."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from redlab.victims import Victim, architectures
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def attacks(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    spec = importlib.util.spec_from_file_location("benchmark_of_attacks", FOLDER / "attacks.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_table_and_the_numbers(attacks, monkeypatch, tmp_path, capsys):
+    victim = Victim(architectures.small_cnn(10, 1, 28, widths=[2, 2]), num_classes=10)
+    x = torch.rand(3, 1, 28, 28)
+    monkeypatch.setattr(attacks, "victim_and_images", lambda *given: (victim, x, victim(x).argmax(1)))
+    for library in ("torchattacks", "foolbox", "adv_lib.attacks", "art.attacks.evasion", "pyautoattack.autopgd_base"):
+        monkeypatch.setitem(sys.modules, library, None)
+    out = tmp_path / "table.json"
+    words = ["--attacks", "fgsm", "apgd", "--repeats", "2", "--share", "0.05", "--out", str(out), "--without", "art"]
+    attacks.main(words)
+    shown = capsys.readouterr().out
+    assert shown.count("not installed") == 5
+    said = json.loads(out.read_text())
+    assert set(said["results"]) == {"fgsm", "apgd"}
+    assert torch.__version__.startswith(said["versions"]["torch"])
+    assert "pip install" in said["results"]["fgsm"]["foolbox"]["missing"]
+    own = said["results"]["apgd"]["redlab"]
+    assert len(own["seconds"]) == len(own["times"]) == 2
+    assert 0 <= own["success"] <= 100
+
+
+def test_the_bare_loop_asks_for_gradients_of_the_images_alone(attacks):
+    victim = Victim(architectures.small_cnn(10, 1, 28, widths=[2, 2]), num_classes=10)
+    calls = []
+    victim.register_forward_hook(lambda _, given, out: calls.append((given[0].requires_grad, out.requires_grad)))
+    x = torch.rand(3, 1, 28, 28)
+    for backward in (True, False):
+        attacks.bare_loop(victim, x, torch.zeros(3, dtype=torch.int64), 2, backward)
+    assert calls == [(True, True)] * 2 + [(False, False)] * 2
