@@ -3,9 +3,11 @@
     python benchmarks/attacks.py --victim small_cnn --attacks fgsm pgd_linf --images 128 --repeats 5 --out table.json
 
 All attack the same correctly classified images of the same frozen victim with the same budget, in turn, in one process
-and one thread, `repeats` times. A time is CPU seconds of the process (on a GPU the time between two events), divided by
-that of the bare loop of the same round: as many passes forward and back to the input as the entry says, and nothing
-else. The table shows medians. A library that is not installed is named in the table.
+and one thread, `repeats` times. The others get the victim's network as it is, as their users would; ours get the
+`Victim`, which computes with BatchNorm folded. `--fold-peers` gives them the `Victim` as well, which shows what the
+attack itself costs. A time is CPU seconds of the process (on a GPU the time between two events), divided by that of the
+bare loop of the same round: as many passes of the network, forward and back to the input, as the entry says, and
+nothing else. The table shows medians. A library that is not installed is named in the table.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from torch import Tensor, nn
 from redlab.config import compose, finalise
 from redlab.data import fashion_mnist
 from redlab.run import build_victims
-from redlab.victims import Victim, architectures, load
+from redlab.victims import ImageClassifier, Victim, architectures, load
 
 DISTRIBUTIONS = ("torchattacks", "foolbox", "adv-lib", "adversarial-robustness-toolbox", "pyautoattack")
 
@@ -118,8 +120,24 @@ def settle(net: nn.Module, x: Tensor) -> None:
             net(batch)
 
 
+def as_it_is(victim: Victim) -> ImageClassifier:
+    """The same classifier without the victim's faster twin."""
+    mean, std = victim.mean.flatten().tolist(), victim.std.flatten().tolist()
+    plain = ImageClassifier(
+        victim.backbone, num_classes=victim.num_classes, mean=mean, std=std, input_size=victim.input_size
+    )
+    return plain.to(victim.mean.device).requires_grad_(False).eval()
+
+
 def measure(
-    entry: Entry, tiny: Entry, model: nn.Module, x: Tensor, y: Tensor, repeats: int, tick: Callable[[str], None]
+    entry: Entry,
+    tiny: Entry,
+    victim: Victim,
+    fold_peers: bool,
+    x: Tensor,
+    y: Tensor,
+    repeats: int,
+    tick: Callable[[str], None],
 ) -> dict[str, dict[str, Any]]:
     """Who -> seconds of each repeat, times the bare loop, success and norm of the first; or what is missing.
 
@@ -127,16 +145,18 @@ def measure(
     passes is done over and over, since a clock is not that fine.
     """
     results: dict[str, dict[str, Any]] = {}
+    plain = as_it_is(victim)
+    models = {who: victim if who == "redlab" or fold_peers else plain for who in entry.runs}
     for who, run in tiny.runs.items():
         try:
-            run(model, x[:2].clone(), y[:2].clone())
+            run(models[who], x[:2].clone(), y[:2].clone())
             results[who] = {"seconds": [], "times": []}
         except ImportError as error:
             results[who] = {"missing": str(error)}
     times = math.ceil(5 / entry.bare)
-    bare_loop(model, x, y, 1, entry.backward)
+    bare_loop(plain, x, y, 1, entry.backward)
     for repeat in range(repeats):
-        bare, _ = seconds(lambda: bare_loop(model, x, y, times * entry.bare, entry.backward), x.device)
+        bare, _ = seconds(lambda: bare_loop(plain, x, y, times * entry.bare, entry.backward), x.device)
         for who, run in entry.runs.items():
             tick(who)
             said = results[who]
@@ -144,11 +164,11 @@ def measure(
                 continue
             torch.manual_seed(repeat)
             np.random.seed(repeat)  # noqa: NPY002 - foolbox and ART draw from it
-            spent, x_adv = seconds(functools.partial(again, times, run, model, x, y), x.device)
+            spent, x_adv = seconds(functools.partial(again, times, run, models[who], x, y), x.device)
             said["seconds"].append(spent / times)
             said["times"].append(spent / bare)
             if repeat == 0:
-                said |= quality(model, x, y, x_adv.detach(), entry.norm)
+                said |= quality(plain, x, y, x_adv.detach(), entry.norm)
     return results
 
 
@@ -188,12 +208,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--without", nargs="+", default=[], metavar="LIBRARY", help="leave these out, say the slow ones"
     )
+    parser.add_argument("--fold-peers", action="store_true", help="give the others the folded victim as well")
     parser.add_argument("--device", default="cpu", type=torch.device)
     parser.add_argument("--out", type=Path, help="JSON with all numbers")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # the libraries' own
-    model, x, y = victim_and_images(args.victim, args.images, args.device)
+    victim, x, y = victim_and_images(args.victim, args.images, args.device)
     table, tiny = entries(args.share, args.queries, batch=len(x)), entries(share=0.01, queries=2)
     results = {}
     with Progress() as progress:
@@ -204,7 +225,7 @@ def main(argv: list[str] | None = None) -> None:
                 entry.runs.pop(who, None)
                 tiny[name].runs.pop(who, None)
             tick = lambda who, name=name: progress.update(task, advance=1, description=f"{name} {who}")  # noqa: E731
-            results[name] = measure(entry, tiny[name], model, x, y, args.repeats, tick)
+            results[name] = measure(entry, tiny[name], victim, args.fold_peers, x, y, args.repeats, tick)
     show(results, Console())
     if args.out:
         versions = {name: _version(name) for name in ("torch", *DISTRIBUTIONS)}

@@ -1,4 +1,4 @@
-"""No other library attacks better with the same budget: issue 3's comparison, on a trained Fashion-MNIST victim.
+"""No other library attacks better with the same budget, on a trained Fashion-MNIST victim.
 
 Norms are compared with those peers that succeed within a point of the best. Where an attack starts at random, numbers
 are means over several starts.
