@@ -1,6 +1,6 @@
 """What is put around the attacks of other libraries, shown with libraries made up here.
 
-The real ones are in tests/peers/test_adapters.py.
+The real ones are in tests/peers/test_peers_adapters.py.
 """
 
 from __future__ import annotations
