@@ -215,7 +215,7 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # the libraries' own
     victim, x, y = victim_and_images(args.victim, args.images, args.device)
-    table, tiny = entries(args.share, args.queries, batch=len(x)), entries(share=0.01, queries=2)
+    table, tiny = entries(args.share, args.queries, batch=len(x)), entries(share=0.1, queries=2)
     results = {}
     with Progress() as progress:
         task = progress.add_task("", total=args.repeats * sum(len(table[name].runs) for name in args.attacks))

@@ -99,7 +99,7 @@ def cw_linf(model, x, goal, targeted, c, lr, steps):
 
 
 def deepfool(model, x, y, norm, steps, overshoot, classes):
-    total, now = torch.zeros_like(x), x.clone()
+    now = x.clone()
     for _ in range(steps):
         now = now.detach().requires_grad_()
         z = model(now)[0]
@@ -109,11 +109,10 @@ def deepfool(model, x, y, norm, steps, overshoot, classes):
         for k in classes:
             f = z[k] - z[y]
             (g,) = torch.autograd.grad(f, now, retain_graph=True)
-            length = f.abs() / (g.abs().sum() if norm == "linf" else g.norm())
+            length = f.abs() / (g.abs().sum() if norm == "linf" else g.norm()) + 1e-4
             if length < shortest:
                 shortest, way = length, length * (g.sign() if norm == "linf" else g / g.norm())
-        total = total + way.detach()
-        now = (x + (1 + overshoot) * total).clamp(0, 1)
+        now = (now + (1 + overshoot) * way).clamp(0, 1)
     return now.detach()
 
 

@@ -21,7 +21,7 @@ from redlab.attacks.rows import split_by_steps
 
 @dataclass(frozen=True, kw_only=True)
 class DeepFool:
-    """x_i = clip(x + (1 + overshoot) * sum of the steps r), each r to the nearest of the linearised boundaries.
+    """x <- clip(x + (1 + overshoot) * r), r being the step to the nearest of the boundaries linearised at x.
 
     With f_k = Z_k - Z_y: r = |f_k| / |grad f_k|_* * (steepest direction of f_k) for the k where its length is least,
     |.|_* the dual norm (algorithm 2 and equations 9 to 11). Untargeted. A row is done as soon as it is misclassified,
@@ -31,7 +31,7 @@ class DeepFool:
     Args:
         norm: "l2" or "linf", the norm to keep small.
         steps: greatest number of steps, at least 1.
-        overshoot: relative length added to the way, to get across the boundary.
+        overshoot: relative length added to each step, to get across the boundary.
         top_k: how many other classes to look at, the likeliest on the clean image; None for all.
 
     Raises:
@@ -66,7 +66,7 @@ class DeepFool:
         with guard(model):
             x, y = outside_inference(x), outside_inference(y)
             classify = checked(model, y)
-            rows, now, way, result = torch.arange(len(x), device=x.device), x, torch.zeros_like(x), x.clone()
+            rows, now, result = torch.arange(len(x), device=x.device), x, x.clone()
             others = y[:, None]
             for step in range(self.steps + 1):
                 with torch.no_grad():
@@ -80,9 +80,8 @@ class DeepFool:
                     k = logits.shape[1] - 1 if self.top_k is None else min(self.top_k, logits.shape[1] - 1)
                     others = logits.scatter(1, y[:, None], -math.inf).topk(k).indices
                 if left < len(rows):
-                    rows, x, y, now, way, others, factor = (t[keep] for t in (rows, x, y, now, way, others, factor))
-                way = way + self._to_boundary(classify, now, y, others)
-                now = (way * per_pixel(factor)).add_(x).clamp_(0.0, 1.0)
+                    rows, y, now, others, factor = (t[keep] for t in (rows, y, now, others, factor))
+                now = self._to_boundary(classify, now, y, others).mul_(per_pixel(factor)).add_(now).clamp_(0.0, 1.0)
             return result
 
     def _to_boundary(self, classify: Callable[[Tensor], Tensor], now: Tensor, y: Tensor, others: Tensor) -> Tensor:
@@ -90,13 +89,12 @@ class DeepFool:
         point = now.detach().requires_grad_()
         logits = classify(point)
         gaps = logits.gather(1, others) - logits.gather(1, y[:, None])
-        shortest, least = torch.zeros_like(now), torch.full_like(logits[:, 0], math.inf).detach()
-        for k in range(gaps.shape[1]):
-            (grad,) = torch.autograd.grad(gaps[:, k].sum(), point, retain_graph=k + 1 < gaps.shape[1])
-            dual = torch.linalg.vector_norm(grad, ord=1 if self.norm == "linf" else 2, dim=(1, 2, 3))
-            # On the boundary itself the distance is nought, and 1e-4 gets off it, as in the authors' code.
-            length = (gaps[:, k].detach().abs() / dual).clamp_(min=1e-4)
+        nearest, least = torch.zeros_like(now), torch.full_like(logits[:, 0], math.inf).detach()
+        for k, (gap, height) in enumerate(zip(gaps.sum(0), gaps.detach().abs().unbind(1), strict=True), start=1):
+            (grad,) = torch.autograd.grad(gap, point, retain_graph=k < gaps.shape[1])
+            # As in the authors' code 1e-4 more, which gets off a boundary where the distance is nought.
+            length = height / grad.flatten(1).norm(p=1 if self.norm == "linf" else 2, dim=1) + 1e-4
             nearer = length < least  # not where the gradient vanishes
             least = torch.where(nearer, length, least)
-            shortest = torch.where(per_pixel(nearer), steepest(grad, self.norm) * per_pixel(length), shortest)
-        return shortest
+            nearest = torch.where(per_pixel(nearer), grad, nearest)
+        return steepest(nearest, self.norm) * per_pixel(torch.where(least.isinf(), 0.0, least))
