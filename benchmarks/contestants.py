@@ -193,10 +193,10 @@ def entries(share: float = 1.0, queries: int = 1000, batch: int = 256) -> dict[s
             *("linf", queries),
             {
                 "redlab": ours.Square(eps=eps, queries=queries),
-                "torchattacks": torchattacks("Square", eps=eps, n_queries=queries, resc_schedule=False),
+                "torchattacks": torchattacks("Square", eps=eps, n_queries=queries, resc_schedule=True),
                 "art": art("SquareAttack", eps=eps, max_iter=queries, p_init=0.8, **quiet),
                 "pyautoattack": reference(
-                    "square", "SquareAttack", norm="Linf", eps=eps, n_queries=queries, p_init=0.8, resc_schedule=False
+                    "square", "SquareAttack", norm="Linf", eps=eps, n_queries=queries, p_init=0.8, resc_schedule=True
                 ),
             },
             backward=False,

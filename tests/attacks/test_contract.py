@@ -108,8 +108,8 @@ ATTACKS = [
     Case("apgd-l2-dlr", partial(APGD, norm="l2", steps=6, loss="dlr"), "l2", raises=dlr),
     Case("fab-linf", partial(FAB, steps=4), None, draws=False),
     Case("fab-l2", partial(FAB, norm="l2", steps=4), None, draws=False),
-    Case("square-linf", partial(Square, queries=12), "linf", raises=lead),
-    Case("square-l2", partial(Square, norm="l2", queries=12), "l2", raises=lead),
+    Case("square-linf", partial(Square, queries=40), "linf", raises=lead),
+    Case("square-l2", partial(Square, norm="l2", queries=12, rescale=False), "l2", raises=lead),
     Case("bpda", partial(OnADefence, attack=PGD(steps=2)), None),
     Case("eot", partial(EOT, attack=PGD(steps=2), samples=2), None),
     Case("smoothed-pgd", partial(SmoothedPGD, steps=3, samples=3, sigma=0.1), "linf"),
@@ -131,10 +131,10 @@ VOCABULARY = {
     *("smoothness", "flow_loss"),
     *("spherical_step", "source_step", "step_adaptation", "starts"),
     *("pixels", "probe", "stretch", "reach", "candidates", "seeds"),
-    *("loss", "any_class", "beta", "alpha_max", "p_init", "targets"),
+    *("loss", "any_class", "beta", "alpha_max", "p_init", "rescale", "targets"),
     *("attack", "samples", "sigma"),
     *("size", "masks", "canvas", "mask", "penalty", "guides", "layer"),
-    *("window", "entropy", "dual_steps", "tolerance"),
+    *("window", "entropy", "dual_steps", "tolerance", "growth"),
 }
 
 EPS = {"linf": 0.1, "l2": 1.0}
@@ -531,6 +531,7 @@ BAD_NUMBERS = [
     *(("guides", images() + 0.5, r"1\.5"), ("guides", images().double(), "float64"), ("layer", "nope", "'nope'")),
     *(("masks", torch.ones(4, 4), r"\(4, 4\)"), ("masks", torch.zeros(1, 4, 4), "mask 0")),
     *(("window", 4, "got 4"), ("window", 1, "got 1"), ("window", 5.0, r"5\.0"), ("entropy", 0.0, "got 0")),
+    ("growth", 0.5, r"0\.5"),
     *(
         ("dual_steps", 0, "got 0"),
         ("dual_steps", 2.5, r"2\.5"),

@@ -230,6 +230,22 @@ def test_attacks_are_in_the_ball_by_exact_transport(attack: Any, eps: float) -> 
     assert bool((x_adv.sum((2, 3)) <= x.sum((2, 3)) + 1e-5).all())
 
 
+def test_the_radius_grows_after_every_ten_steps() -> None:
+    x, y, weight = random_images(3, 1, 3, 3, top=0.6), torch.ones(3, dtype=torch.int64), random_images(1, 3, 3, seed=3)
+    model, mass = Linear(weight + 1.0), x.double().sum((1, 2, 3))  # which never says class 0
+    attack, eps = WassersteinPGD(eps=0.1, step_size=0.3, entropy=1e-2, growth=1.5, dual_steps=100), 0.1
+
+    def radii(steps: int) -> Tensor:
+        found = replace(attack, steps=steps)(model, x, y)
+        return torch.tensor([transport(x[i], found[i], 5) for i in range(3)]) / mass
+
+    assert torch.equal(replace(attack, steps=10)(model, x, y), replace(attack, steps=10, growth=1.0)(model, x, y))
+    assert radii(10).max() <= eps + 1e-4
+    for steps, factor in ((15, 1.5), (25, 1.5**2)):
+        assert radii(steps).max() <= factor * eps + 1e-4
+        assert radii(steps).max() > 1.3 * radii(steps - 10).max()
+
+
 @BOTH
 def test_mass_is_kept_where_nothing_is_cut_off(attack: Any) -> None:
     x = random_images(4, 3, 6, 5, seed=9, top=0.2)

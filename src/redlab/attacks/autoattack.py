@@ -106,7 +106,7 @@ class AutoAttack:
             return FAB(norm=norm, steps=steps[rows], any_class=any_class)
 
         def square(rows: Tensor) -> Attack:
-            return Square(norm=norm, eps=eps[rows], queries=queries[rows])
+            return Square(norm=norm, eps=eps[rows], queries=queries[rows], rescale=False)
 
         return [
             ("apgd-ce", apgd_ce, target),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,9 @@ from redlab.attacks.margin import margin
 from redlab.attacks.project import check_norm, per_pixel
 from redlab.attacks.rng import SampleRng
 
-HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # the share p of a window is halved after each
+SPAN = 10_000
+HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+"""The share p of a window is halved after each of these, of ``SPAN`` queries."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +35,8 @@ class Square:
         eps: budget in that norm, in units of [0, 1], a number or one per row.
         queries: greatest number of images that the victim sees per row, at least 1, a number or one per row.
         p_init: share of the pixels in a window at first, above 0, at most 1, one for all rows.
+        rescale: whether windows shrink in step with ``queries``, as in the paper; otherwise as if they were 10,000,
+            as in AutoAttack.
 
     Raises:
         ValueError: unknown norm, or p_init out of range.
@@ -42,6 +46,7 @@ class Square:
     eps: float | Tensor = 8 / 255
     queries: int | Tensor = 5000
     p_init: float = 0.8
+    rescale: bool = True
 
     def __post_init__(self) -> None:
         check_norm(self.norm)
@@ -70,6 +75,8 @@ class Square:
             (B, C, H, W) images, (B,) int64 queries that each row used.
         """
         check_inputs(x, y, target)
+        if self.rescale and isinstance(self.queries, Tensor):
+            return self._run_each(model, x, y, target, SampleRng.for_batch(x, rng))
         with guard(model), torch.no_grad():
             x, y, rng = outside_inference(x), outside_inference(y), SampleRng.for_batch(x, rng)
             eps = per_pixel(per_row("eps", self.eps, x))
@@ -78,7 +85,7 @@ class Square:
             classify = checked(model, y, target)
             start, propose = (_stripes, _linf_window) if self.norm == "linf" else (_tiles, _l2_window)
             x_adv, used, rows = torch.empty_like(x), torch.zeros_like(queries), torch.arange(len(x), device=x.device)
-            best = start(x, eps, rng)
+            best, span = start(x, eps, rng), int(queries[0]) if self.rescale else SPAN
             score, query = -margin(classify(best), label, targeted), 1
             while True:
                 done = (score > 0) | (queries <= query)
@@ -89,12 +96,38 @@ class Square:
                         return x_adv, used
                     rows, x, label, eps, queries = (t[left] for t in (rows, x, label, eps, queries))
                     best, score, rng = best[left], score[left], rng[left]
-                share = self.p_init / 2 ** bisect_left(HALVINGS, query - 1)
+                share = self.p_init * shrinking(query, span)
                 tried = propose(x, best, eps, share, rng.fork(f"query {query}"))
                 result = -margin(classify(tried), label, targeted)
                 better = result > score
                 best, score = torch.where(per_pixel(better), tried, best), torch.where(better, result, score)
                 query += 1
+
+    def _run_each(
+        self, model: nn.Module, x: Tensor, y: Tensor, target: Tensor | None, rng: SampleRng
+    ) -> tuple[Tensor, Tensor]:
+        """A run for each number of queries that occurs, since windows shrink in step with it."""
+        eps, queries = per_row("eps", self.eps, x), per_row("queries", self.queries, x, low=1, whole=True)
+        with torch.inference_mode(False):
+            x_adv, used = torch.empty_like(x), torch.zeros_like(queries)
+            for count in torch.unique(queries).tolist():
+                rows = (queries == count).nonzero()[:, 0]
+                part, goal = replace(self, queries=count, eps=eps[rows]), None if target is None else target[rows]
+                x_adv[rows], used[rows] = part.run(model, x[rows], y[rows], target=goal, rng=rng[rows])
+        return x_adv, used
+
+
+def shrinking(query: int, span: int) -> float:
+    """What is left of the first share of a window.
+
+    Args:
+        query: number of the query, from 1, which is the start.
+        span: of how many.
+
+    >>> shrinking(2, 10_000), shrinking(52, 10_000), shrinking(3, 500)
+    (1.0, 0.25, 0.5)
+    """
+    return 0.5 ** bisect_left(HALVINGS, (query - 1) * SPAN // span)
 
 
 def _stripes(x: Tensor, eps: Tensor, rng: SampleRng) -> Tensor:

@@ -39,13 +39,14 @@ class WassersteinPGD:
     entropy, images of Fashion-MNIST end at about 0.4 eps by exact transport. Returns per row its first adversarial,
     which is the clean image where that is one already; where it finds none, the iterate of highest loss. An image
     without mass or without gradient stays as it is. Costs at most ``steps`` + 1 gradients, and per step some tens of
-    Sinkhorn iterations, which cost more than the gradients of a small victim. ``eps`` stays what it is, where the
-    authors raise it by a tenth every ten steps.
+    Sinkhorn iterations, which cost more than the gradients of a small victim.
 
     Args:
         eps: radius of the ball in pixels: mean distance by which mass moves, relative to the total mass.
         step_size: length of a step in linf, in units of [0, 1].
         steps: greatest number of steps, at least 1.
+        growth: factor, at least 1, by which the radius grows after every ten steps. With 1.1, as in the authors' code,
+            eps is no budget but where the search for the least radius begins.
         window: side of the square within which a pixel's mass may go, odd, at least 3.
         entropy: weight of the entropic term, for images of total mass 1: 1 / lambda in the paper.
         dual_steps: greatest number of Sinkhorn iterations per step, at least 1.
@@ -59,6 +60,7 @@ class WassersteinPGD:
     eps: float | Tensor = 0.1
     step_size: float | Tensor = 0.1
     steps: int | Tensor = 400
+    growth: float | Tensor = 1.0
     window: int = 5
     entropy: float | Tensor = 1e-3
     dual_steps: int = 400
@@ -73,11 +75,13 @@ class WassersteinPGD:
         """Attacks every row; see ``redlab.batch.Attack``. ``rng`` is not used."""
         check_inputs(x, y, target)
         window, length = Window(self.window, x.device), per_row("step_size", self.step_size, x)
+        growth = per_row("growth", self.growth, x, low=1.0)
 
         def step(rows: _Rows, grad: Tensor) -> _Rows:
             wanted = grad.sign().mul_(per_pixel(length[rows.row])).add_(rows.image)
             start, numbers = (rows.score, rows.price), (self.dual_steps, self.tolerance)
-            moved, score, price = project_plan(window, rows.x, wanted, rows.eps, rows.entropy, start, *numbers)
+            radius = rows.eps * growth[rows.row].double() ** (rows.step // 10)
+            moved, score, price = project_plan(window, rows.x, wanted, radius, rows.entropy, start, *numbers)
             return rows._replace(image=moved.clamp_(0.0, 1.0), score=score, price=price)
 
         return _climb(self, model, x, y, target, step, stop_at_success=True)
