@@ -229,7 +229,7 @@ def main(argv: list[str] | None = None) -> None:
     show(results, Console())
     if args.out:
         versions = {name: _version(name) for name in ("torch", *DISTRIBUTIONS)}
-        said = {key: str(value) for key, value in vars(args).items()}
+        said = {key: str(value) for key, value in vars(args).items() if key != "out"}
         args.out.write_text(json.dumps({"versions": versions, "arguments": said, "results": results}, indent=1))
 
 
