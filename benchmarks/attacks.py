@@ -217,6 +217,10 @@ def main(argv: list[str] | None = None) -> None:
     victim, x, y = victim_and_images(args.victim, args.images, args.device)
     table, tiny = entries(args.share, args.queries, batch=len(x)), entries(share=0.1, queries=2)
     results = {}
+    head = {
+        "versions": {name: _version(name) for name in ("torch", *DISTRIBUTIONS)},
+        "arguments": {key: str(value) for key, value in vars(args).items() if key != "out"},
+    }
     with Progress() as progress:
         task = progress.add_task("", total=args.repeats * sum(len(table[name].runs) for name in args.attacks))
         for name in args.attacks:
@@ -226,11 +230,9 @@ def main(argv: list[str] | None = None) -> None:
                 tiny[name].runs.pop(who, None)
             tick = lambda who, name=name: progress.update(task, advance=1, description=f"{name} {who}")  # noqa: E731
             results[name] = measure(entry, tiny[name], victim, args.fold_peers, x, y, args.repeats, tick)
+            if args.out:  # after each attack, so that an interrupted run leaves what it has
+                args.out.write_text(json.dumps(head | {"results": results}, indent=1))
     show(results, Console())
-    if args.out:
-        versions = {name: _version(name) for name in ("torch", *DISTRIBUTIONS)}
-        said = {key: str(value) for key, value in vars(args).items() if key != "out"}
-        args.out.write_text(json.dumps({"versions": versions, "arguments": said, "results": results}, indent=1))
 
 
 def _version(distribution: str) -> str | None:
