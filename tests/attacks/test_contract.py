@@ -388,7 +388,7 @@ def test_leaves_no_trace_in_any_context(case: Case, context: str) -> None:
             assert snapshot(broken) == before
 
 
-WHOLE = {"steps", "queries", "pixels"}
+WHOLE = ("steps", "queries", "pixels")
 NUMBERS = (
     *("eps", "alpha", "step_size", "confidence", "c", "lr", "overshoot", "gamma", "init_norm", "beta", "alpha_max"),
     "penalty",
