@@ -155,6 +155,23 @@ def test_square_reports_its_queries(norm: str) -> None:
     assert torch.equal(said(model, early)[later], y[later])
 
 
+@pytest.mark.parametrize(("rescale", "area"), [(True, 1), (False, 25)])
+def test_square_windows_shrink_in_step_with_the_queries(rescale: bool, area: int) -> None:
+    """At query 300 of 500 p is 0.8 / 2^7 of 256 pixels; if the queries were 10,000, it would be 0.8 / 2^3."""
+    seen = []
+
+    class Unmoved(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(x.clone())
+            return torch.tensor([[1.0, 0.0]]).expand(len(x), 2)
+
+    Square(queries=500, rescale=rescale)(Unmoved(), torch.full((1, 1, 16, 16), 0.5), torch.tensor([0]))
+    assert len(seen) == 500
+    changed = [int((one != seen[0]).sum()) for one in seen[295:305]]  # of a window, half the stripes are so already
+    assert max(changed) <= area
+    assert max(changed) > area // 4
+
+
 def test_square_sends_no_finished_row() -> None:
     seen = []
 
