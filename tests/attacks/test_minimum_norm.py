@@ -256,15 +256,23 @@ def test_ddn_leaves_a_point_without_gradient() -> None:
     assert not torch.equal(x_adv[0], x_adv[1])
 
 
-def test_deepfool_drops_finished_rows() -> None:
+@pytest.mark.parametrize(
+    ("finished", "calls"),
+    [(1, [12, 11]), (6, [12, 6])],
+    ids=["few: their gradients are thrown away", "many: the others' logits are computed again"],
+)
+def test_deepfool_drops_finished_rows(finished: int, calls: list[int]) -> None:
     model, x = Curved(), images(12)
     y = predictions(model, x)
-    y[0] = (y[0] + 1) % 5
+    y[:finished] = (y[:finished] + 1) % 5
     model.calls.clear()
-    DeepFool()(model, x, y)
-    assert model.calls[:3] == [12, 11, 11]
+    x_adv = DeepFool()(model, x, y)
+    assert model.calls[:2] == calls
     assert model.calls == sorted(model.calls, reverse=True)
-    assert model.calls[-1] < 11
+    assert model.calls[-1] < 12 - finished
+    assert torch.equal(x_adv[:finished], x[:finished])
+    alone = torch.cat([DeepFool()(model, x[i : i + 1], y[i : i + 1]) for i in range(12)])
+    torch.testing.assert_close(x_adv, alone, rtol=0, atol=1e-5)
 
 
 def test_carlini_wagner_drops_rows_that_do_not_improve() -> None:

@@ -6,14 +6,13 @@ Moosavi-Dezfooli, Fawzi and Frossard, "DeepFool: a simple and accurate method to
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from redlab.attacks.guard import check_inputs, checked, guard, outside_inference, per_row
-from redlab.attacks.margin import margin
+from redlab.attacks.margin import margin, nearest_boundary
 from redlab.attacks.project import check_norm, per_pixel, steepest
 from redlab.attacks.rng import SampleRng
 from redlab.attacks.rows import split_by_steps
@@ -26,7 +25,7 @@ class DeepFool:
     With f_k = Z_k - Z_y: r = |f_k| / |grad f_k|_* * (steepest direction of f_k) for the k where its length is least,
     |.|_* the dual norm (algorithm 2 and equations 9 to 11). Untargeted. A row is done as soon as it is misclassified,
     so one that is misclassified already comes back as it is; a row that is never gets back its last iterate. A step
-    costs a row one victim call, one gradient for each boundary looked at, and one call without gradient.
+    costs a row one victim call and one gradient for each boundary looked at, and one more call where others are done.
 
     Args:
         norm: "l2" or "linf", the norm to keep small.
@@ -69,32 +68,30 @@ class DeepFool:
             rows, now, result = torch.arange(len(x), device=x.device), x, x.clone()
             others = y[:, None]
             for step in range(self.steps + 1):
-                with torch.no_grad():
-                    logits = classify(now)
+                point = now.detach().requires_grad_(step < self.steps)
+                logits = classify(point)
                 result[rows] = now
-                keep = margin(logits, y) >= 0
-                left = int(keep.sum())
+                going = margin(logits.detach(), y) >= 0
+                left = int(going.sum())
                 if left == 0 or step == self.steps:
                     break
                 if step == 0:
                     k = logits.shape[1] - 1 if self.top_k is None else min(self.top_k, logits.shape[1] - 1)
-                    others = logits.scatter(1, y[:, None], -math.inf).topk(k).indices
+                    others = logits.detach().scatter(1, y[:, None], -math.inf).topk(k).indices
+                if left < (len(rows) - left) * others.shape[1]:
+                    # Another forward pass without the finished rows costs less than their gradients.
+                    rows, y, point, others, factor = (t[going] for t in (rows, y, now, others, factor))
+                    going = going[going]
+                    logits = classify(point.requires_grad_())
+                now = self._past_boundary(logits, point, y, others, factor)
                 if left < len(rows):
-                    rows, y, now, others, factor = (t[keep] for t in (rows, y, now, others, factor))
-                now = self._to_boundary(classify, now, y, others).mul_(per_pixel(factor)).add_(now).clamp_(0.0, 1.0)
+                    rows, y, now, others, factor = (t[going] for t in (rows, y, now, others, factor))
             return result
 
-    def _to_boundary(self, classify: Callable[[Tensor], Tensor], now: Tensor, y: Tensor, others: Tensor) -> Tensor:
-        """The shortest step that equals the logits of y and of one of ``others``, to first order."""
-        point = now.detach().requires_grad_()
-        logits = classify(point)
-        gaps = logits.gather(1, others) - logits.gather(1, y[:, None])
-        nearest, least = torch.zeros_like(now), torch.full_like(logits[:, 0], math.inf).detach()
-        for k, (gap, height) in enumerate(zip(gaps.sum(0), gaps.detach().abs().unbind(1), strict=True), start=1):
-            (grad,) = torch.autograd.grad(gap, point, retain_graph=k < gaps.shape[1])
-            # As in the authors' code 1e-4 more, which gets off a boundary where the distance is nought.
-            length = height / grad.flatten(1).norm(p=1 if self.norm == "linf" else 2, dim=1) + 1e-4
-            nearer = length < least  # not where the gradient vanishes
-            least = torch.where(nearer, length, least)
-            nearest = torch.where(per_pixel(nearer), grad, nearest)
-        return steepest(nearest, self.norm) * per_pixel(torch.where(least.isinf(), 0.0, least))
+    def _past_boundary(self, logits: Tensor, point: Tensor, y: Tensor, others: Tensor, factor: Tensor) -> Tensor:
+        """``point`` moved by ``factor`` times the way to the nearest linearised boundary."""
+        gap, slope = nearest_boundary(logits, point, y, others, self.norm)
+        steepness = slope.flatten(1).norm(p=1 if self.norm == "linf" else 2, dim=1)
+        # As in the authors' code 1e-4 more, which gets off a boundary where the distance is nought.
+        length = gap.abs() / per_pixel(steepness).clamp(min=torch.finfo(slope.dtype).tiny) + 1e-4
+        return steepest(slope, self.norm).mul_(length * per_pixel(factor)).add_(point.detach()).clamp_(0.0, 1.0)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from redlab.attacks.guard import check_inputs, checked, guard, outside_inference, per_row
-from redlab.attacks.margin import wins
+from redlab.attacks.margin import nearest_boundary, wins
 from redlab.attacks.project import check_norm, per_pixel
 from redlab.attacks.rng import SampleRng
 from redlab.attacks.rows import split_by_steps
@@ -29,10 +29,10 @@ class FAB:
     [0, 1], and alpha = min(|d| / (|d| + |d_clean|), alpha_max) (algorithm 1). Where x fools the model it is kept
     if it is the nearest so far, and x goes back to x_clean + beta (x - x_clean).
 
-    Untargeted, the boundary is the nearest of those to the other K - 1 classes, a step costs K backward passes; with
-    a target it is the boundary to that class, for one backward pass. Besides, each step costs two victim calls. Nothing
-    is drawn. Returns the nearest image that fools; the last iterate where there is none; the clean image where that
-    fools already.
+    Untargeted, the boundary is the nearest of those to the other K - 1 classes, and a step costs K - 1 backward passes;
+    with a target it is the boundary to that class, for one backward pass. Besides, each step costs two victim calls.
+    Nothing is drawn. Returns the nearest image that fools; the last iterate where there is none; the clean image where
+    that fools already.
 
     Args:
         norm: "linf" or "l2", the norm to be made small.
@@ -124,19 +124,13 @@ class FAB:
             gap = logits.gather(1, target[:, None]) - logits.gather(1, rival[:, None])
             (slope,) = torch.autograd.grad(gap.sum(), images)
             return per_pixel(gap.detach()[:, 0]), torch.nan_to_num(slope)
-        dual = 1.0 if self.norm == "linf" else 2.0
-        gaps = logits - logits.gather(1, y[:, None])
-        nearest = torch.full_like(gaps[:, 0], math.inf)
-        best_gap, best_slope = torch.zeros_like(nearest), torch.zeros_like(images)
-        for k in range(gaps.shape[1]):
-            gap = gaps[:, k]
-            (slope,) = torch.autograd.grad(gap.sum(), images, retain_graph=True)
-            length = torch.linalg.vector_norm(slope, ord=dual, dim=(1, 2, 3))
-            distance = (gap.detach().abs() / length).masked_fill((y == k) | (length == 0), math.inf)
-            nearer = distance < nearest  # never where the gradient is not a number
-            nearest, best_gap = torch.where(nearer, distance, nearest), torch.where(nearer, gap.detach(), best_gap)
-            best_slope = torch.where(per_pixel(nearer), slope, best_slope)
-        return per_pixel(best_gap), best_slope
+        return nearest_boundary(logits, images, y, others(y, logits.shape[1]), self.norm)
+
+
+def others(y: Tensor, classes: int) -> Tensor:
+    """(n,) int64 labels -> (n, classes - 1) int64, every class but each row's own."""
+    k = torch.arange(classes - 1, device=y.device)
+    return k + (k >= y[:, None]).long()
 
 
 def to_plane(x: Tensor, slope: Tensor, value: Tensor, norm: str) -> Tensor:

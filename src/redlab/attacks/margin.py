@@ -1,15 +1,20 @@
-"""Success and how far it is: the margin between logits, the difference of logits ratio, and who has won.
+"""Success and how far it is: margin, difference of logits ratio, nearest linearised boundary, and who has won.
 
 Carlini and Wagner, "Towards evaluating the robustness of neural networks", S&P 2017 (margin).
 Croce and Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free attacks",
 ICML 2020, section 4 (DLR).
+Moosavi-Dezfooli, Fawzi and Frossard, "DeepFool: a simple and accurate method to fool deep neural networks", CVPR 2016
+(nearest boundary).
 """
 
 from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
+
+from redlab.attacks.project import per_pixel
 
 TINY = 1e-12
 
@@ -66,3 +71,32 @@ def wins(logits: Tensor, y: Tensor, target: Tensor | None = None) -> Tensor:
     """
     said = logits.argmax(1)
     return said != y if target is None else said == target
+
+
+def nearest_boundary(logits: Tensor, images: Tensor, y: Tensor, others: Tensor, norm: str) -> tuple[Tensor, Tensor]:
+    """Of the boundaries between y and other classes, linearised at the images, the one that is nearest in ``norm``.
+
+    With f_k = Z_k - Z_y it is k with the least |f_k| / |grad f_k|_*, |.|_* the dual norm (DeepFool, equation 8 and, for
+    other norms, 11). One backward pass for each class looked at; the graph is freed.
+
+    Args:
+        logits: (n, K), with their graph.
+        images: (n, C, H, W), which the logits were computed from.
+        y: (n,) int64 true labels.
+        others: (n, m) int64, the classes to look at, none of them y.
+        norm: "linf" or "l2".
+
+    Returns:
+        f_k (n, 1, 1, 1) and its gradient (n, C, H, W), both 0 where no gradient is finite and not 0.
+    """
+    gaps = logits.gather(1, others) - logits.gather(1, y[:, None])
+    least = torch.full_like(gaps[:, 0], math.inf).detach()
+    nearest, slope = torch.zeros_like(least), torch.zeros_like(images)
+    for k, gap in enumerate(gaps.unbind(1), start=1):
+        (grad,) = torch.autograd.grad(gap.sum(), images, retain_graph=k < gaps.shape[1])
+        steepness = torch.linalg.vector_norm(grad, ord=1.0 if norm == "linf" else 2.0, dim=(1, 2, 3))
+        distance = gap.detach().abs() / steepness
+        nearer = (steepness > 0) & (distance < least)  # never where the gradient is not a number
+        least, nearest = torch.where(nearer, distance, least), torch.where(nearer, gap.detach(), nearest)
+        slope = torch.where(per_pixel(nearer), grad, slope)
+    return per_pixel(nearest), slope
