@@ -76,8 +76,8 @@ def wins(logits: Tensor, y: Tensor, target: Tensor | None = None) -> Tensor:
 def nearest_boundary(logits: Tensor, images: Tensor, y: Tensor, others: Tensor, norm: str) -> tuple[Tensor, Tensor]:
     """Of the boundaries between y and other classes, linearised at the images, the one that is nearest in ``norm``.
 
-    With f_k = Z_k - Z_y it is k with the least |f_k| / |grad f_k|_*, |.|_* the dual norm (DeepFool, algorithm 2, there for
-    l2). One backward pass for each class looked at; the graph is freed.
+    With f_k = Z_k - Z_y it is k with the least |f_k| / |grad f_k|_*, |.|_* the dual norm (DeepFool, algorithm 2, there
+    for l2). One backward pass for each class looked at; the graph is freed.
 
     Args:
         logits: (n, K), with their graph.
