@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from redlab.attacks import DDN, CarliniWagnerL2, CarliniWagnerLinf, DeepFool
-from redlab.attacks.margin import margin
+from redlab.attacks.margin import margin, nearest_boundary
 
 spec = importlib.util.spec_from_file_location("reference", Path(__file__).parents[1] / "reference" / "minimum_norm.py")
 reference = importlib.util.module_from_spec(spec)
@@ -256,9 +256,22 @@ def test_ddn_leaves_a_point_without_gradient() -> None:
     assert not torch.equal(x_adv[0], x_adv[1])
 
 
+@pytest.mark.parametrize(("norm", "nearest"), [("l2", 2), ("linf", 1)])
+def test_the_nearest_boundary_depends_on_the_norm(norm: str, nearest: int) -> None:
+    """Both others are 1 away in logits; 16 slopes of 1 are the steeper in linf, one of 5 is in l2, and 0 never."""
+    slopes = torch.zeros(4, 1, 4, 4)
+    slopes[1], slopes[2, 0, 0, 0] = 1.0, 5.0
+    x = torch.full((2, 1, 4, 4), 0.5, requires_grad=True)
+    logits = (x - 0.5).flatten(1) @ slopes.flatten(1).T - torch.tensor([0.0, 1.0, 1.0, 0.0])
+    y, others = torch.zeros(2, dtype=torch.int64), torch.tensor([[3, 1, 2], [2, 3, 1]])
+    gap, slope = nearest_boundary(logits, x, y, others, norm)
+    assert gap.flatten().tolist() == [-1.0, -1.0]
+    assert torch.equal(slope, slopes[nearest].expand(2, 1, 4, 4))
+
+
 @pytest.mark.parametrize(
     ("finished", "calls"),
-    [(1, [12, 11]), (6, [12, 6])],
+    [(1, [12, 11, 10]), (6, [12, 6, 6])],
     ids=["few: their gradients are thrown away", "many: the others' logits are computed again"],
 )
 def test_deepfool_drops_finished_rows(finished: int, calls: list[int]) -> None:
@@ -267,7 +280,7 @@ def test_deepfool_drops_finished_rows(finished: int, calls: list[int]) -> None:
     y[:finished] = (y[:finished] + 1) % 5
     model.calls.clear()
     x_adv = DeepFool()(model, x, y)
-    assert model.calls[:2] == calls
+    assert model.calls[:3] == calls
     assert model.calls == sorted(model.calls, reverse=True)
     assert model.calls[-1] < 12 - finished
     assert torch.equal(x_adv[:finished], x[:finished])

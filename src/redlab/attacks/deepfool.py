@@ -81,7 +81,6 @@ class DeepFool:
                 if left < (len(rows) - left) * others.shape[1]:
                     # Another forward pass without the finished rows costs less than their gradients.
                     rows, y, point, others, factor = (t[going] for t in (rows, y, now, others, factor))
-                    going = going[going]
                     logits = classify(point.requires_grad_())
                 now = self._past_boundary(logits, point, y, others, factor)
                 if left < len(rows):

@@ -96,7 +96,7 @@ def nearest_boundary(logits: Tensor, images: Tensor, y: Tensor, others: Tensor, 
         (grad,) = torch.autograd.grad(gap.sum(), images, retain_graph=k < gaps.shape[1])
         steepness = torch.linalg.vector_norm(grad, ord=1.0 if norm == "linf" else 2.0, dim=(1, 2, 3))
         distance = gap.detach().abs() / steepness
-        nearer = (steepness > 0) & (distance < least)  # never where the gradient is not a number
+        nearer = distance < least  # never where the gradient is 0 or not a number
         least, nearest = torch.where(nearer, distance, least), torch.where(nearer, gap.detach(), nearest)
         slope = torch.where(per_pixel(nearer), grad, slope)
     return per_pixel(nearest), slope
