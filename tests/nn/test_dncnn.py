@@ -43,7 +43,15 @@ def test_structure():
     assert {(m.momentum, m.eps) for m in defaults} == {(0.95, 1e-4)}
 
 
-@pytest.mark.parametrize("bad", [{"channels": 0}, {"channels": 1, "depth": 1}, {"channels": 1, "width": 0}])
-def test_bad_sizes(bad):
-    with pytest.raises(ValueError, match="need channels"):
-        DnCNN(**bad)
+@pytest.mark.parametrize(
+    ("bad", "says"),
+    [
+        ({"channels": 0}, "channels must be at least 1, got 0"),
+        ({"depth": 1}, "depth must be at least 2, got 1"),
+        ({"width": 0}, "width must be at least 1, got 0"),
+        ({"bn_momentum": 1.5}, r"bn_momentum must be in \[0, 1\], got 1.5"),
+    ],
+)
+def test_bad_sizes(bad, says):
+    with pytest.raises(ValueError, match=says):
+        DnCNN(**{"channels": 1, **bad})

@@ -220,6 +220,10 @@ class CDDRED(Method):
         augment = [str(name) for name in augment]  # a plain list, as checkpoints need
         if unknown := set(augment) - (known := set(AUGMENTATIONS) - {"identity"}):
             raise ValueError(f"augment must be out of {sorted(known)}, got {sorted(unknown)}")
+        if len(set(augment)) < len(augment):
+            raise ValueError(f"augment must not name one augmentation twice, got {augment}")
+        if not augment and aug_mode != "none":
+            raise ValueError(f"augment must name at least one of {sorted(known)}, or aug_mode be 'none', got {augment}")
         if aug_mode not in (modes := ("concat", "sample", "none")):
             raise ValueError(f"aug_mode must be one of {modes}, got {aug_mode!r}")
         if keep not in (rules := ("joint", "separate", "all", "original")):

@@ -19,7 +19,7 @@ class DnCNN(nn.Module):
         bn_eps: added to the variance in batch normalisation.
 
     Raises:
-        ValueError: a size is too small.
+        ValueError: a size is too small, or the momentum not in [0, 1].
 
     Example:
         >>> import torch
@@ -34,8 +34,11 @@ class DnCNN(nn.Module):
         self, channels: int, depth: int = 17, width: int = 64, bn_momentum: float = 0.95, bn_eps: float = 1e-4
     ) -> None:
         super().__init__()
-        if channels < 1 or depth < 2 or width < 1:
-            raise ValueError(f"need channels >= 1, depth >= 2, width >= 1, got {channels}, {depth}, {width}")
+        for what, size, least in (("channels", channels, 1), ("depth", depth, 2), ("width", width, 1)):
+            if size < least:
+                raise ValueError(f"{what} must be at least {least}, got {size}")
+        if not 0 <= bn_momentum <= 1:
+            raise ValueError(f"bn_momentum must be in [0, 1], got {bn_momentum}")
         layers: list[nn.Module] = [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU(inplace=True)]
         for _ in range(depth - 2):
             layers += [

@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec
 
+import torch
 import torchvision
 from torch import nn
 from torchvision.models.inception import BasicConv2d, Inception3
@@ -66,17 +67,19 @@ def _recorded(build: Callable[P, nn.Module]) -> Callable[P, nn.Module]:
 @_recorded
 def small_cnn(num_classes: int, channels: int, image_size: int, *, widths: Sequence[int] = (16, 32, 64)) -> nn.Module:
     """The fast default: a 3x3 convolution, batch norm, ReLU and 2x2 max-pooling per width, then one linear layer."""
+    if not widths or min(widths) < 1:
+        raise ValueError(f"widths must be a list of positive numbers, got {list(widths)}")
     blocks: list[nn.Module] = []
     for before, width in zip((channels, *widths), widths, strict=False):
         blocks += [nn.Conv2d(before, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(2)]
-    side = image_size // 2 ** len(widths)
+    side = _left(image_size // 2 ** len(widths), "small_cnn", image_size)
     return _stacked(blocks, nn.Linear(widths[-1] * side**2, num_classes))
 
 
 @_recorded
 def lenet(num_classes: int, channels: int, image_size: int) -> nn.Module:
     """The MNIST LeNet of the ADD-Defense paper: 2 convolutions of 32 and 64, 200 hidden units; 648,226 parameters."""
-    side = image_size // 4
+    side = _left(image_size // 4, "lenet", image_size)
     return _stacked(
         [
             *(nn.Conv2d(channels, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
@@ -89,7 +92,7 @@ def lenet(num_classes: int, channels: int, image_size: int) -> nn.Module:
 @_recorded
 def fashion_cnn(num_classes: int, channels: int, image_size: int) -> nn.Module:
     """The Fashion-MNIST target of ADD-Defense: 3 convolutions with Swish; the first pooling has stride 1; 46,570."""
-    side = (image_size - 1) // 2 // 2
+    side = _left((image_size - 1) // 2 // 2, "fashion_cnn", image_size)
     return _stacked(
         [
             *(nn.Conv2d(channels, 16, 3, padding=1), nn.BatchNorm2d(16), nn.SiLU(), nn.MaxPool2d(2, stride=1)),
@@ -123,7 +126,7 @@ def svhn_cnn(num_classes: int, channels: int, image_size: int, *, dropout: float
 def cw_net(num_classes: int, channels: int, image_size: int, *, width: int = 32, hidden: int = 200) -> nn.Module:
     """The network of Carlini and Wagner: 32 and 200 wide for MNIST (312,202), 64 and 256 for CIFAR-10 (1,147,978)."""
     wide = 2 * width
-    side = ((image_size - 4) // 2 - 4) // 2
+    side = _left(((image_size - 4) // 2 - 4) // 2, "cw_net", image_size)
     return _stacked(
         [
             *(nn.Conv2d(channels, width, 3), nn.ReLU(), nn.Conv2d(width, width, 3), nn.ReLU(), nn.MaxPool2d(2)),
@@ -232,7 +235,7 @@ def alexnet(num_classes: int, channels: int, image_size: int) -> nn.Module:
 def torchvision_model(
     name: str, num_classes: int = 1000, channels: int = 3, *, weights: str | None = None, **more: Any
 ) -> nn.Module:
-    """A torchvision classification model as it is.
+    """A torchvision classification model as it is; inside ``torch.device("meta")`` its shape alone.
 
     Args:
         name: torchvision's name, for example "resnet50".
@@ -245,11 +248,22 @@ def torchvision_model(
         ValueError: an unknown model or weights, or a shape that they do not have.
     """
     if channels != 3:
-        raise ValueError(f"torchvision's {name} takes images of 3 channels, got {channels}")
-    try:
-        net: nn.Module = torchvision.models.get_model(name, weights=weights, num_classes=num_classes, **more)
-    except KeyError as error:
-        raise ValueError(f"torchvision's {name} has no weights {weights!r}") from error
+        raise ValueError(
+            f"torchvision's {name} must be given images of 3 channels, got {channels}: choose data in colour, or a "
+            "network for any number of channels, such as resnet18"
+        )
+    if weights is not None:
+        known = torchvision.models.get_model_weights(name).__members__
+        if weights not in known:
+            raise ValueError(f"torchvision's {name} has no weights {weights!r}; it must be one of {list(known)}")
+        classes = len(known[weights].meta["categories"])
+        if num_classes != classes:
+            raise ValueError(
+                f"the weights {weights} of torchvision's {name} tell {classes} classes apart, not {num_classes}: "
+                "choose data with as many, or a network without weights, such as resnet18"
+            )
+    weights = None if _shape_alone() else weights
+    net: nn.Module = torchvision.models.get_model(name, weights=weights, num_classes=num_classes, **more)
     return net
 
 
@@ -257,7 +271,7 @@ def torchvision_model(
 def timm_model(
     name: str, num_classes: int = 1000, channels: int = 3, *, pretrained: bool = False, **more: Any
 ) -> nn.Module:
-    """A timm model as it is (extra ``timm``).
+    """A timm model as it is (extra ``timm``); inside ``torch.device("meta")`` its shape alone.
 
     Args:
         name: timm's name, for example "resnet50.a1_in1k".
@@ -271,6 +285,7 @@ def timm_model(
         ValueError: timm does not know the model.
     """
     timm = require("timm", "timm")
+    pretrained = pretrained and not _shape_alone()
     try:
         net: nn.Module = timm.create_model(
             name, pretrained=pretrained, num_classes=num_classes, in_chans=channels, **more
@@ -278,6 +293,18 @@ def timm_model(
     except RuntimeError as error:
         raise ValueError(f"timm cannot make the model {name!r}: {error}") from error
     return net
+
+
+def _shape_alone() -> bool:
+    """Whether networks are made without memory, so that there is nothing to put weights into."""
+    return torch.empty(0).is_meta
+
+
+def _left(side: int, name: str, image_size: int) -> int:
+    """The side of what the poolings leave of an image, if they leave anything."""
+    if side < 1:
+        raise ValueError(f"image_size is too small: the poolings of {name} leave nothing of {image_size} pixels")
+    return side
 
 
 def _stacked(features: list[nn.Module], head: nn.Module) -> nn.Module:
