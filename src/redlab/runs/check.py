@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
+import math
 import pydoc
 import re
-from collections.abc import Iterator, Sequence
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
-from typing import Any
+from typing import Any, Literal
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 _FRACTION = re.compile(r"\s*-?\d+(\.\d+)?\s*/\s*\d+(\.\d+)?\s*")
 
@@ -78,61 +82,144 @@ def _targets(node: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
             yield from _targets(value, f"{path}[{i}]")
 
 
+def check_finite(node: Any, path: str = "") -> None:
+    """No number of a config may be NaN or infinite: nothing would come of it, or an error far from its cause."""
+    inner = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, value in inner:
+        check_finite(value, f"{path}[{key}]" if isinstance(node, list) else f"{path}.{key}" if path else str(key))
+    if isinstance(node, float) and not math.isfinite(node):
+        raise ConfigError(f"{path} must be a finite number, got {node}.")
+
+
 def check_arguments(plain: Any, path: str) -> None:
     """Every key next to a ``_target_`` must be an argument of it, so that ``+method.typo=1`` cannot pass.
 
-    Where the argument is a whole number, the value must be one.
+    Its value must be of a kind that the argument says it takes.
     """
     for where, node in _targets(plain, path):
         try:
-            target: Any = pydoc.locate(str(node["_target_"]))
-            parameters = inspect.signature(target).parameters if target is not None else None
-        except ValueError:
-            continue  # a C function without a signature
+            parameters = parameters_of(node["_target_"])
         except Exception as error:
             raise ConfigError(f"{where}._target_={node['_target_']} cannot be imported: {error}") from error
         if parameters is None:
-            raise ConfigError(f"{where}._target_={node['_target_']} cannot be imported: nothing has that name.")
-        if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             continue
+        takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         for key, value in node.items():
-            if not key.startswith("_") and key not in parameters:
+            if key.startswith("_") or (takes_all and key not in parameters):
+                continue
+            if key not in parameters:
                 raise ConfigError(f"Unknown key {where + '.' + key!r} in the config.{suggest(key, list(parameters))}")
-            if isinstance(value, float) and parameters[key].annotation in (int, "int", "int | None"):
-                raise ConfigError(f"{where}.{key} must be a whole number, got {value}.")
+            _check_kind(f"{where}.{key}", value, parameters[key])
+
+
+@functools.cache
+def parameters_of(target: str) -> Mapping[str, inspect.Parameter] | None:
+    """The arguments of what a ``_target_`` names; None for a C function without a signature.
+
+    Raises:
+        ImportError: nothing has that name.
+    """
+    found: Any = pydoc.locate(target)
+    if found is None:
+        raise ImportError("nothing has that name.")
+    try:
+        return inspect.signature(found, eval_str=True).parameters
+    except NameError:  # an annotation that only a type checker can read
+        return inspect.signature(found).parameters
+    except ValueError:
+        return None
+
+
+_KINDS: dict[Any, tuple[str, tuple[type, ...]]] = {
+    bool: ("true or false", (bool,)),
+    int: ("a whole number", (int,)),
+    float: ("a number", (int, float)),
+    str: ("a word", (str, int, float, bool)),  # YAML reads 2024 as a number
+    type(None): ("null", (type(None),)),
+}
+
+
+def _check_kind(path: str, value: Any, parameter: inspect.Parameter) -> None:
+    """Refuses a value that an annotation of plain kinds and literals rules out; any other annotation says nothing."""
+    options = list(_options(parameter.annotation))
+    plain = [o for o in options if o in _KINDS]
+    literals = [word for o in options if typing.get_origin(o) is Literal for word in typing.get_args(o)]
+    if len(plain) + sum(typing.get_origin(o) is Literal for o in options) < len(options) or value == parameter.default:
+        return
+    for option in plain:
+        if isinstance(value, _KINDS[option][1]) and (not isinstance(value, bool) or option in (bool, str)):
+            return
+    if not any(value == word and type(value) is type(word) for word in literals):
+        words = [_KINDS[o][0] for o in plain if o is not type(None)] + [repr(word) for word in literals]
+        hint = suggest(str(value), [str(word) for word in literals])
+        shown = "null" if value is None else repr(value)
+        raise ConfigError(f"{path} must be {' or '.join(words)}, got {shown}.{hint}")
+
+
+def _options(annotation: Any) -> Iterator[Any]:
+    """The members of a union, or the annotation itself."""
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        for member in typing.get_args(annotation):
+            yield from _options(member)
+    else:
+        yield annotation
 
 
 def check_fields(cfg: DictConfig, trained: bool) -> None:
     """Rules between fields that would otherwise fail late or silently."""
-    for part in ("data", "victims", "mix", "victim_training", "method", "trainer"):
-        if not cfg.get(part):
-            raise ConfigError(f"The config has no {part}: leave its group in.")
-    _check_names("victim_training", cfg.victim_training, ("classifier", "max_epochs", "seed"))
+    for part in ("data", "victims", "mix", "victim_training", "method", "trainer", "logger"):
+        node = cfg.get(part)
+        if not node or (part in _BUILT and not node.get("_target_")):  # an experiment alone leaves a few values
+            group = "victim" if part == "victims" else part
+            none = " (logger=none switches logging off)" if part == "logger" else ""
+            raise ConfigError(f"The config has no {part}: leave its group in, give {group}=..., not ~{group}{none}.")
+    recipes = {"victim_training": cfg.victim_training}
     for name, victim in cfg.victims.items():
         _check_names(f"victims.{name}", victim, _VICTIM)
-    trainer, logger = cfg.trainer, cfg.get("logger")
-    if trainer.max_epochs is not None and trainer.max_epochs < 1:
-        raise ConfigError(f"trainer.max_epochs must be at least 1, got {trainer.max_epochs}.")
+        recipes[f"victims.{name}.training"] = victim.get("training") or {}
+    for path, recipe in recipes.items():
+        _check_names(path, recipe, ("classifier", "max_epochs", "seed"))
+    _check_ranges(cfg, list(recipes))
+    trainer, logger = cfg.trainer, cfg.logger
     if logger and logger.get("offline") and logger.get("log_model"):
         raise ConfigError(
             "logger.offline=true and logger.log_model=true exclude each other: wandb uploads online only."
         )
     if trainer.get("fast_dev_run"):
-        raise ConfigError("trainer.fast_dev_run writes no checkpoint; use trainer.limit_train_batches=2 max_epochs=1.")
-    if str(cfg.method._target_).endswith(".Classifier"):
-        for name, component in cfg.mix.components.items():
-            if component.attack is not None and component.get("against", "victim") != "self":
+        raise ConfigError(
+            f"trainer.fast_dev_run={trainer.fast_dev_run} writes no checkpoint; use trainer.limit_train_batches=2 "
+            "trainer.max_epochs=1 instead."
+        )
+    attacks = any(c.get("attack") and c.get("weight", 1) != 0 for c in (cfg.mix.get("components") or {}).values())
+    mix, method = (f"{group}={cfg.get('choices', {}).get(group, '?')}" for group in ("mix", "method"))
+    if not str(cfg.method._target_).endswith(".Classifier"):
+        if not attacks and not trained:
+            raise ConfigError(
+                f"{method} learns from attacked images, but {mix} deals none, or each at weight 0: choose a "
+                "mix that does, such as mix=digits, or train a victim with method=classifier."
+            )
+    else:
+        for name, component in (cfg.mix.get("components") or {}).items():
+            if component.get("attack") is not None and component.get("against", "victim") != "self":
                 raise ConfigError(
                     f"method=classifier has no victim to attack, but mix component {name} does: "
                     f"add mix=clean, or mix=adversarial_training."
                 )
     if trainer.get("overfit_batches"):
-        raise ConfigError("trainer.overfit_batches would show other images in every epoch; use data.limit_train=8.")
+        raise ConfigError(
+            f"trainer.overfit_batches={trainer.overfit_batches} would show other images in every epoch; use "
+            f"data.limit_train={cfg.data.batch_size}, which is one batch, instead."
+        )
     guide = cfg.method.get("guide")
     if guide is not None and guide not in cfg.victims and not trained:
-        raise ConfigError(f"method.guide={guide} is not one of the victims: {', '.join(cfg.victims)}.")
+        raise ConfigError(
+            f"method.guide={guide} is not one of the victims: {', '.join(cfg.victims)}; choose one of them, or add it "
+            "with victim=[...]."
+        )
     for name, component in (cfg.mix.get("components") or {}).items():
-        for victim in component.get("victims") or ():
+        if isinstance(names := component.get("victims"), str):
+            raise ConfigError(f"mix.components.{name}.victims must be a list, such as [{names}], got {names!r}.")
+        for victim in names or ():
             if victim not in cfg.victims:
                 raise ConfigError(
                     f"mix.components.{name}.victims names {victim!r}, but the victims are {', '.join(cfg.victims)}; "
@@ -140,6 +227,38 @@ def check_fields(cfg: DictConfig, trained: bool) -> None:
                 )
 
 
+_LEAST = {
+    "trainer.max_epochs": 1,
+    "trainer.log_every_n_steps": 1,
+    "trainer.accumulate_grad_batches": 1,
+    "trainer.check_val_every_n_epoch": 1,
+    "trainer.num_sanity_val_steps": -1,
+    "trainer.gradient_clip_val": 0,
+}
+_LAST_SEED = 2**32 - 1  # numpy takes no other
+
+
+def _check_ranges(cfg: DictConfig, recipes: Sequence[str]) -> None:
+    """Numbers that nobody else looks at before they are used."""
+    limits: dict[str, tuple[float, float]] = {key: (least, math.inf) for key, least in _LEAST.items()}
+    for path in recipes:
+        limits |= {f"{path}.max_epochs": (1, math.inf), f"{path}.seed": (0, _LAST_SEED)}
+    limits["seed"] = (0, _LAST_SEED)
+    absent = object()
+    for key, (low, high) in limits.items():
+        value = OmegaConf.select(cfg, key, default=absent)
+        whole = not key.startswith("trainer.")  # whose numbers the Trainer's annotations describe
+        if value is absent or (not whole and not isinstance(value, (int, float))):
+            continue
+        if (whole and type(value) is not int) or not low <= value <= high:
+            shown = "null" if value is None else value
+            span = f"at least {low}" if high == math.inf else f"from {low} to {high}"
+            raise ConfigError(f"{key} must be {'a whole number, ' if whole else ''}{span}, got {shown}.")
+    if cfg.trainer.get("limit_train_batches") == 0:
+        raise ConfigError("trainer.limit_train_batches=0 trains nothing: it must be null or above 0.")
+
+
+_BUILT = ("data", "mix", "method", "trainer")
 _VICTIM = ("backbone", "mean", "std", "input_size", "feature_layer", "weights", "training")
 
 

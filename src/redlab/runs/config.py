@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import re
 from collections.abc import Iterator, Sequence
@@ -14,14 +15,16 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from redlab.runs.check import (
     ConfigError,
     check_arguments,
     check_fields,
+    check_finite,
     check_types,
     numbers,
+    parameters_of,
     suggest,
     unknown_key,
 )
@@ -40,6 +43,7 @@ def compose(overrides: Sequence[str] = (), config_name: str = "train") -> DictCo
     Raises:
         ConfigError: an override names an unknown key or option, or cannot be parsed.
     """
+    check_words(overrides)
     try:
         if GlobalHydra.instance().is_initialized():
             cfg = hydra.compose(config_name, list(overrides), return_hydra_config=True)
@@ -92,17 +96,57 @@ def finalise(cfg: DictConfig, *, trained: bool = False) -> DictConfig:
     try:
         plain = numbers(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
     except OmegaConfBaseException as error:
-        raise ConfigError(explain(error)) from error
+        key = getattr(error, "full_key", None)
+        value = dict(leaves(OmegaConf.to_container(cfg, resolve=False))).get(str(key))
+        raise ConfigError(explain(error, [f"{key}={value}"])) from error
     final: DictConfig = OmegaConf.create(plain)
+    default = numbers(OmegaConf.to_container(defaults(final), resolve=False))
+    check_types(plain, default, "")
+    check_finite(plain)
+    check_fields(final, trained)
+    check_arguments(plain, "")
+    _check_input_sizes(final, default)
+    return final
+
+
+def defaults(cfg: DictConfig) -> DictConfig:
+    """The config that the groups chosen in this one compose to, without the values set beside them."""
     groups = [f"{k}={_group_value(v)}" for k, v in cfg.get("choices", {}).items() if k in _groups()]
     try:
-        defaults = numbers(OmegaConf.to_container(compose(groups), resolve=False))
+        return compose(groups)
     except ConfigError:  # out of a checkpoint of somebody who had an option that is not here
-        defaults = {}
-    check_types(plain, defaults, "")
-    check_arguments(plain, "")
-    check_fields(final, trained)
-    return final
+        return OmegaConf.create({})
+
+
+def _check_input_sizes(cfg: DictConfig, default: dict[str, Any]) -> None:
+    """One that is set must pad the images; an architecture's own may be the least that it needs, below the images'."""
+    for name, victim in cfg.victims.items():
+        size, usual = victim.get("input_size"), default.get("victims", {}).get(name, {}).get("input_size")
+        images = cfg.data.get("image_size") or 0
+        if size is not None and size != usual and size < images:
+            raise ConfigError(
+                f"victims.{name}.input_size={size} is smaller than the images of {images} pixels, which are padded up "
+                f"to it and never shrunk: it must be at least {images}, or null."
+            )
+
+
+def check_words(overrides: Sequence[str]) -> None:
+    """What Hydra says without a name: null for an option, or no option at all.
+
+    Raises:
+        ConfigError: one of these.
+    """
+    for word in overrides:
+        group, _, value = word.lstrip("+").partition("=")
+        if group not in _groups() or group == word:
+            continue
+        if value in ("null", ""):
+            known = _options(group)
+            instead = f"{group}=none" if "none" in known else f"~{group}" if group in _OPTIONAL else None
+            advice = f"{instead} leaves it out" if instead else f"it must be one of {', '.join(known)}"
+            raise ConfigError(f"{word}: a group takes the name of an option, not null; {advice}.")
+        if value == "[]":
+            raise ConfigError(f"{word} is empty: give at least one of {', '.join(_options(group))}.")
 
 
 def override_stored(stored: dict[str, Any], overrides: Sequence[str]) -> DictConfig:
@@ -139,8 +183,8 @@ def override_stored(stored: dict[str, Any], overrides: Sequence[str]) -> DictCon
         key = override.key_or_group
         if key in chosen:
             continue
-        if key not in (known := _keys(cfg)) and not override.is_add():
-            raise ConfigError(unknown_key(key, known))
+        if key not in _keys(cfg) and not override.is_add():
+            raise ConfigError(_unknown(key, cfg, overrides))
         OmegaConf.update(cfg, key, override.value(), force_add=True)
     cfg.choices = choices
     return finalise(cfg, trained=True)
@@ -171,17 +215,28 @@ def explain(error: BaseException, overrides: Sequence[str] = ()) -> str:
     """
     text = " ".join(str(error).split())
     unknown = re.search(r"Could not override '([^']+)'", text) or re.search(r"Key '([^']+)' is not in struct", text)
+    where = getattr(error, "full_key", None)
+    typed = next((word for word in overrides if where and word.startswith(f"{where}=")), where)
+    refers = re.search(r"Interpolation key '([^']*)' not found", text)
+    if refers and where:
+        return f"{typed} refers to the key {refers.group(1)!r}, which there is not: give a value, or a key in full."
     if unknown:
-        return unknown_key(unknown.group(1).lstrip("+~"), [*_known_keys(overrides), *_groups()])
+        return _unknown(unknown.group(1).lstrip("+~"), _composed_for(overrides), overrides)
     if "${data}_${method}" in text:
         return "The groups data and method cannot be left out."
     if isinstance(error, OverrideParseException):
         return f"{error.override}: not a word of the form key=value; quote values with special characters in them."
+    several = re.search(r"Ambiguous value for argument '([^']+)'", text)
+    if several:
+        return (
+            f"{several.group(1)}: one value is needed here; several need -m (a sweep), and a list is written as [a,b]."
+        )
     option = re.search(r"Could not (?:find|load) '([^']+)/([^'/]+)'", text)
     if option:
         return _no_option(*option.groups())
-    if "Config group override must be" in text:
-        return "A group takes the name of an option, not null; ~group, for instance ~experiment, leaves it out."
+    if where and isinstance(error, InterpolationResolutionError):
+        reason = re.sub(r"^\w+ raised while resolving interpolation: ", "", text.split(" full_key:")[0]).strip('".')
+        return f"{typed} cannot be resolved, {reason}: give a value instead."
     return text
 
 
@@ -211,17 +266,47 @@ def _default_option(group: str, chosen: dict[str, Any]) -> str:
     return f"{chosen.get('data')}_{chosen.get('method')}" if group == "experiment" else "default"
 
 
+_PLUGINS = {
+    "hydra/launcher": ("joblib", "submitit", "ray", "rq"),
+    "hydra/sweeper": ("optuna", "ax", "nevergrad"),
+}
+"""Options of Hydra's own groups that come with a package hydra-<name>-<launcher or sweeper>."""
+
+
 def _no_option(group: str, name: str) -> str:
-    known = _options(group)
+    for plugin in _PLUGINS.get(group, ()):
+        if name.split("_")[0] == plugin:
+            package = f"hydra-{plugin}-{group.split('/')[1]}"
+            return f"{group}={name} comes with a plugin that is not installed: pip install {package}"
+    known = _options(group) or ([] if "/" not in group else ["basic"])
     return f"{group}={name}: no such option.{suggest(name, known)} Options: {', '.join(known)}."
 
 
-def _known_keys(overrides: Sequence[str]) -> list[str]:
-    groups = [word for word in overrides if word.split("=", 1)[0] in _groups()]
+def _composed_for(overrides: Sequence[str]) -> DictConfig:
+    """The config of the groups that were typed; the default one if they cannot be composed."""
     try:
-        return _keys(compose(groups))
+        return compose([word for word in overrides if word.split("=", 1)[0] in _groups()])
     except ConfigError:
-        return _keys(compose())
+        return compose()
+
+
+_NOT_TO_ADD = {"data.mix", "data.victims", "data.seed", "mix.seed"}
+_NOT_TO_ADD |= {f"trainer.{k}" for k in ("logger", "default_root_dir", "enable_checkpointing", "barebones")}
+_NOT_TO_ADD |= {f"trainer.{k}" for k in ("fast_dev_run", "overfit_batches")}
+"""Arguments that the run itself gives, or that are refused, so that nobody should be told to add them."""
+
+
+def _unknown(key: str, cfg: DictConfig, overrides: Sequence[str]) -> str:
+    """The sentence about an unknown key, which may be an argument that the YAML does not list."""
+    known = [*_keys(cfg), *_groups()]
+    parent, _, leaf = key.rpartition(".")
+    target = OmegaConf.select(cfg, f"{parent}._target_") if parent else None
+    misspelt = difflib.get_close_matches(key, known, n=1, cutoff=0.95)  # then nothing slow need be imported
+    if target and not misspelt and key not in _NOT_TO_ADD and leaf in (parameters_of(target) or ()):
+        typed = [w.split("=", 1)[1] for w in overrides if w.lstrip("+").startswith(f"{key}=")]
+        value = typed[-1] if typed else "..."
+        return f"Unknown key {key!r} in the config, but {target} takes it: add it with +{key}={value}."
+    return unknown_key(key, known)
 
 
 def _group_value(value: Any) -> str:
