@@ -132,6 +132,25 @@ def test_a_mistake_in_the_evaluation_of_a_run(call, finished, tmp_path, word, sa
     assert not (tmp_path / "outputs").exists()
 
 
+def test_a_dry_run_of_an_evaluation_or_a_resume_writes_nothing(call, finished, tmp_path):
+    before = contents(finished)
+    result = call(cli.evaluate, f"run={finished}", "mix=attunet", "--dry-run")
+    assert result.code == 0, result.err
+    for words in ("attunet: clean, fgsm, rfgsm", "in the checkpoint", "best.ckpt"):
+        assert words in result.out
+    call(cli.evaluate, f"run={finished}", "mix.deal=stratfied", "--dry-run").is_one_sentence(
+        "mix.deal", "'stratified'?"
+    )
+    result = call(cli.train, f"resume={finished}", "trainer.max_epochs=2", "--dry-run")
+    assert result.code == 0, result.err
+    assert "last.ckpt" in "".join(result.out.split())
+    call(cli.train, f"resume={finished}", "method.width=8", "--dry-run").is_one_sentence(
+        "was trained with method.width=4"
+    )
+    assert contents(finished) == before
+    assert not list(tmp_path.iterdir())
+
+
 def test_debug_shows_the_traceback(call):
     with pytest.raises(ValueError, match="max_epochs"):
         call(cli.train, "trainer.max_epochs=ten", "debug=true")

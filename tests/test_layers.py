@@ -24,10 +24,23 @@ ALLOWED = {
     "data": {"batch", "attacks"},
     "methods": {"batch", "nn", "metrics", "victims"},
     "studies": {"report"},
-    "runs": {"victims", "attacks", "report", "data", "methods", "studies"},
+    "runs": {"batch", "victims", "attacks", "report", "data", "methods", "studies"},
 }
 # and the files of runs/, of which each imports from those before it
-RUNS = ["check", "config", "stopping", "console", "loggers", "build", "checkpoints", "train", "lab", "cli"]
+RUNS = [
+    "check",
+    "config",
+    "blame",
+    "stopping",
+    "console",
+    "loggers",
+    "build",
+    "dry",
+    "checkpoints",
+    "train",
+    "lab",
+    "cli",
+]
 
 
 def layer(path):

@@ -134,6 +134,11 @@ class AttackDataModule(LightningDataModule):
         return self._splits
 
     @property
+    def indices(self) -> Mapping[str, Tensor]:
+        """The images of the parts "train", "val" and "test", by their places in the source; known after the setup."""
+        return self._indices
+
+    @property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes."""
         return tuple(self.splits.train.classes)

@@ -29,11 +29,12 @@ from redlab.victims.classifier import Classifier
 
 def build_victims(cfg: DictConfig, embedded: Mapping[str, Any] | None = None) -> dict[str, Victim]:
     """The victims of a config: out of a checkpoint, from a file, or trained here if they are small and missing."""
-    return {name: _victim(cfg, str(name), (embedded or {}).get(str(name))) for name in cfg.victims}
+    return {name: build_victim(cfg, str(name), (embedded or {}).get(str(name))) for name in cfg.victims}
 
 
-def _victim(cfg: DictConfig, name: str, embedded: Mapping[str, Any] | None) -> Victim:
-    spec, settings = cfg.victims[name], _settings(cfg, name)
+def build_victim(cfg: DictConfig, name: str, embedded: Mapping[str, Any] | None = None) -> Victim:
+    """One of them; ``embedded`` is what a checkpoint holds of it."""
+    spec, settings = cfg.victims[name], settings_of(cfg, name)
     state = (embedded or {}).get("state_dict")
     if spec.weights == "builtin" or state is not None:
         accuracy = (embedded or {}).get("clean_accuracy")
@@ -46,32 +47,41 @@ def _victim(cfg: DictConfig, name: str, embedded: Mapping[str, Any] | None) -> V
     return victim_files.load(_trained_victim(cfg, name), num_classes=cfg.data.num_classes)
 
 
-def _settings(cfg: DictConfig, name: str) -> dict[str, Any]:
+def settings_of(cfg: DictConfig, name: str) -> dict[str, Any]:
     """What stands around the backbone of a victim."""
     spec = as_plain(cfg.victims[name])
     around = {k: v for k, v in spec.items() if k not in ("backbone", "weights", "training")}
     return {"name": name, "num_classes": cfg.data.num_classes, **around}
 
 
-def _trained_victim(cfg: DictConfig, name: str) -> Path:
-    """The file of a small victim; trains it under a lock if it is not there yet."""
+def victim_file(cfg: DictConfig, name: str) -> Path:
+    """Where a small victim that is trained here is kept."""
     elsewhere = ("root", "download", "source", "num_workers", "eval_batch_size", "limit_test")  # change no victim
     data = {k: v for k, v in as_plain(cfg.data).items() if k not in elsewhere}
-    recipe = DictConfig(OmegaConf.merge(cfg.victim_training, cfg.victims[name].training))
-    identity = json.dumps([as_plain(cfg.victims[name]), data, as_plain(recipe)], sort_keys=True)
-    folder = Path(cfg.victim_root) / str(cfg.data.name)
-    path = folder / f"{name}-{hashlib.sha256(identity.encode()).hexdigest()[:10]}.ckpt"
-    folder.mkdir(parents=True, exist_ok=True)
+    identity = json.dumps([as_plain(cfg.victims[name]), data, as_plain(recipe_of(cfg, name))], sort_keys=True)
+    digest = hashlib.sha256(identity.encode()).hexdigest()[:10]
+    return Path(cfg.victim_root) / str(cfg.data.name) / f"{name}-{digest}.ckpt"
+
+
+def recipe_of(cfg: DictConfig, name: str) -> DictConfig:
+    """How a victim is trained here: its own ``training`` over that of all."""
+    return DictConfig(OmegaConf.merge(cfg.victim_training, cfg.victims[name].training))
+
+
+def _trained_victim(cfg: DictConfig, name: str) -> Path:
+    """The file of a small victim; trains it under a lock if it is not there yet."""
+    path = victim_file(cfg, name)
+    path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
         if not path.exists():
             console.print(f"Training victim [bold]{name}[/] on {cfg.data.name} (kept in {path})")
-            _train_victim(cfg, name, recipe, path)
+            _train_victim(cfg, name, recipe_of(cfg, name), path)
     return path
 
 
 def _train_victim(cfg: DictConfig, name: str, recipe: DictConfig, path: Path) -> None:
     L.seed_everything(recipe.seed, verbose=False)
-    classifier = _classifier(cfg, name, recipe.classifier)
+    classifier = make_classifier(cfg, name, recipe.classifier)
     clean = AttackMix({"clean": Component(attack=None)})
     data = instantiate(cfg.data, _partial_=True)(mix=clean, victims={name: classifier}, seed=recipe.seed)
     trainer = L.Trainer(
@@ -95,9 +105,10 @@ def _train_victim(cfg: DictConfig, name: str, recipe: DictConfig, path: Path) ->
         console.print(f"  accuracy on clean validation images: {classifier.clean_accuracy:.1%}")
 
 
-def _classifier(cfg: DictConfig, name: str, node: DictConfig) -> Classifier:
+def make_classifier(cfg: DictConfig, name: str, node: DictConfig) -> Classifier:
+    """An untrained victim, as ``node`` says it is trained."""
     backbone = instantiate(cfg.victims[name].backbone)
-    classifier: Classifier = instantiate(node, _partial_=True, _convert_="all")(backbone, **_settings(cfg, name))
+    classifier: Classifier = instantiate(node, _partial_=True, _convert_="all")(backbone, **settings_of(cfg, name))
     return classifier
 
 
@@ -115,7 +126,7 @@ def build(
     if is_classifier(cfg):
         name = next(iter(cfg.victims))
         L.seed_everything(cfg.seed, workers=True, verbose=False)
-        method: Method | Classifier = _classifier(cfg, str(name), cfg.method)
+        method: Method | Classifier = make_classifier(cfg, str(name), cfg.method)
         victims: Mapping[str, nn.Module] = {str(name): method}
     else:
         victims = build_victims(cfg, embedded)

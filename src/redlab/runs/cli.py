@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from redlab.runs.check import ConfigError
-from redlab.runs.config import conf_dir, explain, finalise, parse, with_choices
+from redlab.runs.config import check_words, compose, conf_dir, explain, finalise, parse, with_choices
 
 _EVALUATE_HELP = """\
 python evaluate.py run=<folder or checkpoint> [override ...]
@@ -25,6 +27,7 @@ python evaluate.py study=<paper>/<table> [scale=smoke|small|paper] [seeds=[0,1]]
 
 Overrides are those of train.py: mix=... data=... victim=... take another attack mix, data set or victim.
 Further keys: out=<folder> (where the numbers go), debug=true (full tracebacks).
+--dry-run checks all that can be checked, says what would be run, and stops.
 """
 
 
@@ -39,7 +42,9 @@ def evaluate() -> int:
 
 
 def _train(argv: list[str]) -> None:
-    sys.argv[1:] = _resume_arguments(argv)
+    dry, argv = _DRY in argv, [word for word in argv if word != _DRY]
+    check_words(argv)
+    words = sys.argv[1:] = _resume_arguments(argv)
     # Hydra then raises instead of printing its own report, and _guarded says it in one sentence
     os.environ["HYDRA_FULL_ERROR"] = "1"
     failures: list[Exception] = []
@@ -47,26 +52,60 @@ def _train(argv: list[str]) -> None:
     def job(cfg: DictConfig) -> float | None:
         # an exception that reached Hydra would be reported twice, and would not stop a sweep that was told to stop
         try:
-            return _job(cfg)
+            return _job(cfg, _folder(words) if dry else None)
         except Exception as error:
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 if type(error).__name__ == "Stopped":
                     raise SystemExit(_report(error)) from error
-                print(f"error: {HydraConfig.get().runtime.output_dir}: {_sentence(error)}", file=sys.stderr)
+                overrides = " ".join(HydraConfig.get().overrides.task)
+                where = f"the job {overrides}" if dry else HydraConfig.get().runtime.output_dir
+                print(f"error: {where}: {_sentence(error)}", file=sys.stderr)
                 error = ConfigError("A job of the sweep failed, see above.")
             failures.append(error)
             return None
 
-    hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(job)()
+    with ExitStack() as stack:
+        if dry:  # Hydra makes folders before it calls the job
+            nowhere = stack.enter_context(tempfile.TemporaryDirectory())
+            sys.argv[1:] = _into(nowhere, words)
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(job)()
     if failures:
         raise failures[0]
 
 
-def _job(cfg: DictConfig) -> float:
+_DRY = "--dry-run"
+
+
+def _into(folder: str, words: list[str]) -> list[str]:
+    """The words of a dry run: all that Hydra writes goes into a folder, and every job runs here.
+
+    Raises:
+        ConfigError: there is no such launcher.
+    """
+    launcher = [word for word in words if word.lstrip("+").startswith(("hydra/launcher", "hydra.launcher"))]
+    compose(launcher)
+    words = [word for word in words if word not in launcher]
+    own = [f"hydra.run.dir={folder}", f"hydra.sweep.dir={folder}", "hydra.output_subdir=null", "hydra/launcher=basic"]
+    last = max((i for i, word in enumerate(words) if "=" in word and not word.startswith("-")), default=len(words) - 1)
+    return [*words[: last + 1], *own, *words[last + 1 :]]  # beside the others, or Hydra's parser would not take them
+
+
+def _folder(words: list[str]) -> Path:
+    """Where a dry run would have written."""
+    given = [
+        word.split("=", 1)[1].strip("'\"") for word in words if word.startswith(("hydra.run.dir=", "hydra.sweep.dir="))
+    ]
+    return Path(given[-1] if given else "outputs/<date>/<time>_<method>_<data>")
+
+
+def _job(cfg: DictConfig, dry: Path | None = None) -> float:
     # imports torch and lightning, which --help and a misspelt key need not wait for
-    from redlab.runs.train import train
+    from redlab.runs.train import dry_run, train
 
     settings = HydraConfig.get()
+    if dry is not None:
+        dry_run(finalise(with_choices(cfg, settings.runtime.choices)), dry)
+        return 0.0
     argv = list(sys.argv)
     if settings.mode == RunMode.MULTIRUN:
         _pin_children_to_this_job(settings)
@@ -114,6 +153,7 @@ def _evaluate(argv: list[str]) -> None:
         return
     own: dict[str, Any] = {"run": None, "study": None, "scale": "small", "seeds": [0], "out": None, "debug": False}
     overrides = []
+    dry, argv = _DRY in argv, [word for word in argv if word != _DRY]
     for word in parse(argv):
         if word.get_key_element() in own:
             own[word.get_key_element()] = word.value()
@@ -125,14 +165,19 @@ def _evaluate(argv: list[str]) -> None:
         from redlab.runs.train import evaluate
 
         stamp = time.strftime("%Y-%m-%d/%H-%M-%S")
-        evaluate(Path(str(own["run"])), overrides, Path(str(own["out"] or f"outputs/{stamp}_evaluate")))
+        for key in ("scale", "seeds"):
+            if any(word.startswith(f"{key}=") for word in argv):
+                raise ConfigError(f"{key}={own[key]} goes with study=..., not with run=...: leave it out.")
+        evaluate(Path(str(own["run"])), overrides, Path(str(own["out"] or f"outputs/{stamp}_evaluate")), dry=dry)
     else:
         seeds = own["seeds"] if isinstance(own["seeds"], list) else [own["seeds"]]
-        if not seeds or not all(type(seed) is int for seed in seeds):
-            raise ConfigError(f"seeds must be whole numbers, such as seeds=[0,1,2], got {own['seeds']!r}.")
+        if not seeds or not all(type(seed) is int and 0 <= seed < 2**32 for seed in seeds):
+            raise ConfigError(f"seeds must be whole numbers from 0, such as seeds=[0,1,2], got {own['seeds']!r}.")
+        if len(set(seeds)) < len(seeds):
+            raise ConfigError(f"seeds={seeds} names a seed twice, which would count as two: give each once.")
         from redlab.runs.lab import study
 
-        study(str(own["study"]), str(own["scale"]), seeds, overrides, Path(str(own["out"] or "results")))
+        study(str(own["study"]), str(own["scale"]), seeds, overrides, Path(str(own["out"] or "results")), dry=dry)
 
 
 def _guarded(command: Callable[[list[str]], None], argv: Sequence[str]) -> int:

@@ -15,12 +15,15 @@ from redlab.report import console as table_for_console
 from redlab.report import save_figure
 from redlab.runs.check import ConfigError
 from redlab.runs.config import as_plain, compose, conf_dir, finalise
-from redlab.runs.console import console
-from redlab.runs.train import train
+from redlab.runs.console import console, filter_known_warnings
+from redlab.runs.dry import rehearse
+from redlab.runs.train import show_plan, train
 from redlab.studies.study import Card, Study, card_figure, card_markdown, card_tables
 
 
-def study(name: str, scale: str, seeds: Sequence[int], overrides: Sequence[str], out: Path) -> Card:
+def study(
+    name: str, scale: str, seeds: Sequence[int], overrides: Sequence[str], out: Path, *, dry: bool = False
+) -> Card | None:
     """Makes a table or figure of a paper: trains or finds its runs, prints ours beside the paper's, writes the card.
 
     Args:
@@ -29,9 +32,13 @@ def study(name: str, scale: str, seeds: Sequence[int], overrides: Sequence[str],
         seeds: each run is made once per seed.
         overrides: for every run.
         out: the card goes to ``<out>/<paper>/<table>_<data>_<scale>.json``, markdown and figure beside it.
+        dry: check all that can be checked, say what would be run, and stop.
+
+    Returns:
+        The card; none of a dry run.
 
     Raises:
-        ConfigError: there is no such study.
+        ConfigError: there is no such study, or something is wrong with one of its runs.
     """
     file = conf_dir() / "study" / f"{name}.yaml"
     if not file.is_file():
@@ -40,9 +47,15 @@ def study(name: str, scale: str, seeds: Sequence[int], overrides: Sequence[str],
         )
         raise ConfigError(f"study={name}: there is no such study. Studies: {', '.join(known)}.")
     paper_study: Study = instantiate(OmegaConf.load(file))
-    # composed once before anything is trained, so that a mistake in the overrides costs nothing
-    first = next(iter(paper_study.runs))
-    cfg = finalise(compose(paper_study.overrides(first, scale, overrides)))
+    # before anything is trained, so that a mistake in the overrides costs nothing
+    filter_known_warnings()
+    for column in paper_study.runs:
+        cfg = finalise(compose(paper_study.overrides(column, scale, overrides)))
+        plan = rehearse(cfg)
+        if dry:
+            show_plan({"column": f"{column}, seeds {', '.join(map(str, seeds))}"} | plan)
+    if dry:
+        return None
     card = paper_study.run(
         train_or_find,
         overrides,

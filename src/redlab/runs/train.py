@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import lightning as L
@@ -36,6 +36,7 @@ from redlab.runs.checkpoints import (
 )
 from redlab.runs.config import finalise, override_stored
 from redlab.runs.console import console, filter_known_warnings, progress
+from redlab.runs.dry import rehearse
 from redlab.runs.loggers import close, make_loggers
 from redlab.runs.stopping import StopOnSignal, Stopped
 from redlab.victims.classifier import Classifier
@@ -61,10 +62,12 @@ def train(cfg: DictConfig, out: Path) -> dict[str, float]:
     if resume is not None and (numbers := finished(cfg, out, resume)):
         console.print(f"{out} is finished already, after {cfg.trainer.max_epochs} epochs; see its metrics.json.")
         return numbers
+    embedded = own_victims(cfg, resume)
+    rehearse(cfg, embedded=embedded)
     _prepare_folder(cfg, out)
     if resume is not None:
         console.print(f"Resuming from {resume}")
-    method, data = build(cfg, own_victims(cfg, resume))
+    method, data = build(cfg, embedded)
     checkpoints = out / "checkpoints"
     best = ModelCheckpoint(
         checkpoints, "best", monitor=method.monitor, mode=method.monitor_mode, enable_version_counter=False
@@ -95,8 +98,29 @@ def train(cfg: DictConfig, out: Path) -> dict[str, float]:
     return metrics
 
 
-def evaluate(run: Path, overrides: Sequence[str], out: Path) -> dict[str, float]:
+def dry_run(cfg: DictConfig, out: Path) -> None:
+    """Checks all that `train` would check before it trains, and says what would be run.
+
+    Raises:
+        ConfigError: as `train`.
+    """
+    filter_known_warnings()
+    resume = resume_from(out, cfg)
+    plan = rehearse(cfg, embedded=own_victims(cfg, resume)) | {"folder": f"{out}"}
+    show_plan(plan | ({"resumes": f"{resume}"} if resume else {}))
+
+
+def evaluate(run: Path, overrides: Sequence[str], out: Path, *, dry: bool = False) -> dict[str, float]:
     """Tests a run folder or a checkpoint, with overrides such as another mix, data set or victim.
+
+    Args:
+        run: the folder or the checkpoint.
+        overrides: words of the command line.
+        out: where the numbers go.
+        dry: check all that can be checked, say what would be run, and stop.
+
+    Returns:
+        The numbers; none of a dry run.
 
     Raises:
         ConfigError: the checkpoint cannot be read, an override does not fit, or ``out`` holds a trained run.
@@ -105,6 +129,10 @@ def evaluate(run: Path, overrides: Sequence[str], out: Path) -> dict[str, float]
         raise ConfigError(f"out={out} holds a trained run, whose numbers would be lost; give another folder.")
     filter_known_warnings()
     started = time.time()
+    if not run.exists():
+        raise ConfigError(
+            f"run={run}: no such checkpoint or folder of a run; give one, such as run=outputs/<date>/<time>."
+        )
     path = find_checkpoint(run)
     checkpoint = read_checkpoint(path)
     record = checkpoint["redlab"]
@@ -112,6 +140,10 @@ def evaluate(run: Path, overrides: Sequence[str], out: Path) -> dict[str, float]
     same_method(path, checkpoint, cfg)
     trained = finalise(OmegaConf.create(record["config"]))
     own = cfg.victims == trained.victims and cfg.data.name == trained.data.name
+    plan = rehearse(cfg, trained=trained, embedded=record["victims"] if own else None)
+    if dry:
+        show_plan(plan | {"checkpoint": f"{path}", "folder": f"{out}"})
+        return {}
     _prepare_folder(cfg, out)
     guides = None if own or is_classifier(cfg) else build_victims(trained, record["victims"])
     method, data = build(cfg, record["victims"] if own else None, guides)
@@ -138,6 +170,13 @@ def evaluate(run: Path, overrides: Sequence[str], out: Path) -> dict[str, float]
 def _prepare_folder(cfg: DictConfig, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     _show_config(cfg, out)
+
+
+def show_plan(plan: Mapping[str, str]) -> None:
+    """Prints what a dry run found."""
+    console.print("All is well; nothing was trained or written. What would be run:")
+    for title, text in plan.items():
+        console.print(f"  {title:<18} {text}", markup=False, highlight=False)
 
 
 @rank_zero_only

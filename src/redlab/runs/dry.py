@@ -1,0 +1,298 @@
+"""Builds all that a config names before anything is trained or written, so that a mistake in it costs nothing.
+
+What can be wrong with a value is known to the code that takes it. So there is no second set of rules here: mix, data,
+victims, method, schedules and Trainer are made as a run makes them (victims without weights where that is possible),
+and what their constructors say is put beside the key whose value they refuse (``blame.py``).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from lightning import LightningModule
+from omegaconf import DictConfig
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from redlab.attacks.ascend import SteppedAttack
+from redlab.attacks.feature import FeatureAttack
+from redlab.attacks.mix import AttackMix
+from redlab.batch import CLEAN, Restorer
+from redlab.data import AttackDataModule
+from redlab.runs.blame import attempt
+from redlab.runs.build import build_victim, is_classifier, make_classifier, recipe_of, settings_of, victim_file
+from redlab.runs.check import ConfigError
+from redlab.victims.victim import ImageClassifier
+
+_MAX_EPOCHS = 1000  # of a schedule that is tried out
+
+
+def rehearse(
+    cfg: DictConfig, *, trained: DictConfig | None = None, embedded: Mapping[str, Any] | None = None
+) -> dict[str, str]:
+    """Builds everything, trains and writes nothing, and says what would be run.
+
+    Args:
+        cfg: a finalised config.
+        trained: for an evaluation, the config that the method was trained with.
+        embedded: victims stored in a checkpoint, by name.
+
+    Returns:
+        Lines of a summary, by their titles.
+
+    Raises:
+        ConfigError: a value that something refuses: one sentence with the key, the value and what it may be.
+    """
+    deterministic = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    benchmark = torch.backends.cudnn.benchmark
+    stored = {name for name, record in (embedded or {}).items() if record.get("state_dict") is not None}
+    try:
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is to be said is said when it counts
+            return _rehearse(cfg, trained, stored)
+    finally:  # a Trainer sets these for the whole process
+        torch.use_deterministic_algorithms(deterministic[0], warn_only=deterministic[1])
+        torch.backends.cudnn.benchmark = benchmark
+
+
+def _rehearse(cfg: DictConfig, trained: DictConfig | None, stored: set[str]) -> dict[str, str]:
+    world = attempt(cfg, "trainer", _world_size)
+    mix = attempt(cfg, "mix", _mix)
+    data = attempt(cfg, "data", lambda c: _data(c, mix, training=trained is None))
+    victims, origins = {}, {}
+    for name in map(str, cfg.victims):
+        victims[name], origins[f"victim {name}"] = _known_victim(cfg, name, name in stored)
+    if trained is None:
+        method = attempt(cfg, "method", lambda c: _method(c, victims))
+        attempt(cfg, "trainer", lambda c: _limits(c, mix, data))
+    else:
+        method = _trained_method(cfg, trained, victims)
+    attempt(cfg, "mix", lambda c: _fits(instantiate(c.mix, seed=c.seed), method, victims))
+    epochs = f", {cfg.trainer.max_epochs} epochs of {_limits(cfg, mix, data)} steps" if trained is None and data else ""
+    sizes = {part: len(rows) for part, rows in data.indices.items()} if data else {}
+    return {
+        "method": f"{cfg.choices.method}{epochs}",
+        "data": f"{cfg.data.name}: " + (", ".join(f"{n} {part}" for part, n in sizes.items()) or "to be downloaded"),
+        **origins,
+        "mix": f"{cfg.choices.mix}: {', '.join(mix.names)}; {len(mix.cells(victims))} cells of attack and victim",
+        "trainer": f"{cfg.trainer.accelerator}, {world} process{'es' * (world > 1)}, precision {cfg.trainer.precision}",
+    }
+
+
+# ---- the parts, as a run makes them ---------------------------------------------------------------------------------
+
+
+def _world_size(cfg: DictConfig) -> int:
+    world: int = instantiate(cfg.trainer, logger=False, enable_checkpointing=False).world_size
+    if cfg.data.batch_size % world:
+        more = -(-cfg.data.batch_size // world) * world
+        raise ConfigError(
+            f"data.batch_size={cfg.data.batch_size} is not a multiple of the {world} processes of "
+            f"trainer.devices={cfg.trainer.devices}: give one that is, such as data.batch_size={more}."
+        )
+    return world
+
+
+def _mix(cfg: DictConfig) -> AttackMix:
+    mix: AttackMix = instantiate(cfg.mix, seed=cfg.seed)
+    last = cfg.data.num_classes - 1
+    for name, component in mix.components.items():
+        if type(component.target) is int and component.target > last:
+            raise ValueError(f"{name}.target must be a class from 0 to {last}, got {component.target}")
+        if isinstance(component.attack, SteppedAttack):
+            component.attack.schedule(_image(cfg))  # looks at the numbers of the attack
+    first = torch.zeros(1, dtype=torch.int64)
+    mix.plan(first, first, stage="train", epoch=0, victim_names=list(map(str, cfg.victims)))
+    return mix
+
+
+def _data(cfg: DictConfig, mix: AttackMix, *, training: bool) -> AttackDataModule | None:
+    """The data, read but not looked through; None where the files are still to be downloaded."""
+    node = cfg.data.copy()
+    for part in (node, node.source):
+        if part.get("download"):
+            part.download = False
+    victims = {str(name): nn.Identity() for name in cfg.victims}
+    data: AttackDataModule = instantiate(node, _partial_=True)(mix=mix, victims=victims, seed=cfg.seed)
+    try:
+        data.setup_data()
+    except FileNotFoundError:
+        if cfg.data.get("download"):
+            return None
+        raise
+    if training:
+        data.train_dataloader()
+        data.val_dataloader()
+    data.test_dataloader()
+    return data
+
+
+def _limits(cfg: DictConfig, mix: AttackMix, data: AttackDataModule | None) -> int:
+    """Whether shares of the batches leave any, and attacks to validate with; the number of training steps."""
+    steps = 0
+    if data is None:
+        return steps
+    loaders = {"train": [data.train_dataloader()], "val": data.val_dataloader(), "test": data.test_dataloader()[:1]}
+    for part, (loader, *_) in ((part, found) for part, found in loaders.items() if found):
+        limit = cfg.trainer.get(f"limit_{part}_batches")
+        batches = len(loader)
+        if isinstance(limit, float):  # 1.0 is all
+            if limit > 0 and int(batches * limit) == 0:
+                raise ValueError(f"limit_{part}_batches must leave one of {batches} batches, got the share {limit}")
+            batches = int(batches * limit)
+        elif limit is not None:
+            batches = min(batches, limit)
+        if part == "train":
+            steps = batches
+        if part == "val" and batches and not is_classifier(cfg):
+            rows = data.indices["val"][: batches * data.eval_batch_size]
+            names = list(map(str, cfg.victims))
+            plan = mix.plan(rows, torch.arange(len(rows)), stage="val", epoch=0, victim_names=names)
+            if not bool((plan.attack != CLEAN).any()):
+                raise ConfigError(
+                    f"mix={cfg.choices.mix} attacks none of the {len(rows)} validation images, by which the best "
+                    f"checkpoint is known: give more of them by data.val_size={cfg.data.val_size}, "
+                    f"data.limit_val={cfg.data.get('limit_val')} or trainer.limit_val_batches={limit}, or none by "
+                    "data.val_size=0."
+                )
+    every = cfg.trainer.get("val_check_interval")
+    if isinstance(every, int) and every > steps and cfg.trainer.get("check_val_every_n_epoch", 1) is not None:
+        raise ValueError(f"val_check_interval must be at most {steps}, the steps of an epoch, got {every}")
+    return steps
+
+
+def _known_victim(cfg: DictConfig, name: str, stored: bool) -> tuple[nn.Module, str]:
+    """A stand-in, and where the victim will come from."""
+    net: nn.Module = attempt(cfg, f"victims.{name}", lambda c: _victim(c, name, stored))
+    weights = cfg.victims[name].weights
+    if is_classifier(cfg):
+        return net, "trained by this run" if name == next(iter(cfg.victims)) else "not used"
+    if stored:
+        return net, "in the checkpoint"
+    if weights is not None:
+        return net, "comes with its weights" if weights == "builtin" else f"in {weights}"
+    attempt(cfg, "victim_training", lambda c: _recipe(c, name))
+    file = victim_file(cfg, name)
+    if file.exists():
+        return net, f"found, {file}"
+    if any(place.exists() and not place.is_dir() for place in file.parents):
+        raise ConfigError(f"victim_root={cfg.victim_root} must be a folder, or none yet: a file is in the way.")
+    return net, f"to be trained, {recipe_of(cfg, name).max_epochs} epochs"
+
+
+def _victim(cfg: DictConfig, name: str, stored: bool) -> nn.Module:
+    """A victim of the right shapes; where the weights are in a file, the victim itself."""
+    spec, device = cfg.victims[name], _device(cfg, name)
+    if spec.weights not in (None, "builtin") and not stored:
+        net: ImageClassifier = build_victim(cfg, name)
+        device = "cpu"
+    else:
+        with torch.device(device):
+            net = ImageClassifier(instantiate(spec.backbone), **settings_of(cfg, name)).eval()
+    _answer(net, net.features if net.feature_layer else net.forward, _image(cfg, device))
+    return net
+
+
+def _device(cfg: DictConfig, name: str) -> str:
+    """Our own architectures can be made without memory; of anybody else's that is not known."""
+    target = str(cfg.victims[name].backbone._target_)
+    return "meta" if target.startswith("redlab.victims.architectures.") else "cpu"
+
+
+def _image(cfg: DictConfig, device: str = "cpu") -> Tensor:
+    return torch.zeros(1, cfg.data.channels, cfg.data.image_size, cfg.data.image_size, device=device)
+
+
+def _answer(module: nn.Module, function: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
+    """What a network makes of an image; torch's complaint about shapes says which network, and what image."""
+    try:
+        with torch.no_grad():
+            return function(image)
+    except RuntimeError as error:
+        name, shape = type(module).__name__, " x ".join(map(str, image.shape[1:]))
+        raise ValueError(f"{name} cannot take an image of {shape}: {error}") from error
+
+
+def _recipe(cfg: DictConfig, name: str) -> None:
+    recipe = recipe_of(cfg, name)
+    with torch.device(_device(cfg, name)):
+        classifier = make_classifier(cfg, name, recipe.classifier)
+    _try_schedules(classifier.configure_optimizers(), recipe.max_epochs, watched=cfg.data.val_size > 0)
+
+
+def _method(cfg: DictConfig, victims: Mapping[str, nn.Module]) -> LightningModule:
+    if is_classifier(cfg):
+        first = str(next(iter(cfg.victims)))
+        with torch.device(_device(cfg, first)):
+            method: LightningModule = make_classifier(cfg, first, cfg.method)
+    else:
+        method = instantiate(cfg.method, _partial_=True, _convert_="all")(victims=victims)
+    restorer: Any = method.eval()
+    if isinstance(restorer, Restorer):
+        image = _image(cfg)
+        restored = _answer(method, restorer.restore, image)
+        if restored.shape != image.shape:
+            raise ValueError(f"restore must keep the shape {tuple(image.shape)} of images, got {tuple(restored.shape)}")
+    watched = is_classifier(cfg) and cfg.data.val_size > 0 and cfg.trainer.limit_val_batches != 0
+    _try_schedules(method.configure_optimizers(), cfg.trainer.max_epochs, watched=watched)
+    return method
+
+
+def _trained_method(cfg: DictConfig, trained: DictConfig, victims: Mapping[str, nn.Module]) -> LightningModule:
+    """Of an evaluation: as it was trained, in front of other images."""
+    if cfg.victims != trained.victims or cfg.data != trained.data:
+        victims = {name: _victim(trained, name, stored=True) for name in map(str, trained.victims)}
+    try:
+        return _method(cfg, victims)
+    except ValueError as error:
+        raise ConfigError(
+            f"data={cfg.choices.data} does not fit the method of this run: {error}; choose data with images of "
+            f"{trained.data.channels} x {trained.data.image_size} x {trained.data.image_size}."
+        ) from error
+
+
+def _try_schedules(configured: Any, epochs: int | None, *, watched: bool) -> None:
+    """Goes through the learning rates of all epochs: some schedules divide by zero, or end, only then."""
+    for schedule in _schedules(configured):
+        if isinstance(schedule, ReduceLROnPlateau):
+            if not watched:
+                raise ValueError(
+                    "there is no number for ReduceLROnPlateau to watch: it must be another, such as StepLR"
+                )
+            continue
+        for epoch in range(min(epochs or 1, _MAX_EPOCHS)):
+            lowest = min(float(group["lr"]) for group in schedule.optimizer.param_groups)
+            if not 0 <= lowest < float("inf"):
+                raise ValueError(f"the schedule gives a learning rate of {lowest:g} in epoch {epoch}")
+            schedule.step()
+
+
+def _schedules(configured: Any) -> Iterator[LRScheduler]:
+    """Those in what ``configure_optimizers`` returned."""
+    if isinstance(configured, LRScheduler):
+        yield configured
+    elif isinstance(configured, (list, tuple, dict)):
+        for part in configured.values() if isinstance(configured, dict) else configured:
+            yield from _schedules(part)
+
+
+def _fits(mix: AttackMix, method: LightningModule, victims: Mapping[str, nn.Module]) -> None:
+    """Whether method and victims are what they must be for the components that attack them."""
+    for name, component in mix.components.items():
+        if component.against == "defended" and not isinstance(method, Restorer):
+            raise ValueError(
+                f"{name}.against must be 'victim', got 'defended': {type(method).__name__} restores nothing"
+            )
+        if component.against == "self" and type(method).forward is LightningModule.forward:
+            raise ValueError(f"{name}.against must be 'victim', got 'self': {type(method).__name__} does not classify")
+        layer = getattr(component.attack, "layer", None) if isinstance(component.attack, FeatureAttack) else None
+        for victim in (component.victims or victims) if component.against == "victim" else ():
+            modules = [module for module, _ in victims[victim].named_modules()]
+            if layer is not None and layer not in modules:
+                near = ", ".join(get_close_matches(layer, modules, cutoff=0) or modules[-3:])
+                raise ValueError(f"{name}.attack.layer must be a module of {victim}, such as {near}, got {layer!r}")
