@@ -19,10 +19,14 @@ def packed(values, bits):
     return [np.packbits(row.reshape(-1).astype(np.uint8)).tobytes() for row in digits]
 
 
-def png(values, bits=8, colour=0, before=b"", level=-1):
+ADAM7 = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
+
+
+def png(values, bits=8, colour=0, before=b"", level=-1, interlaced=False):
     """PNG: ``colour`` 0 grey, 2 RGB, 3 palette, 4 grey and alpha, 6 RGBA; ``before``: chunks ahead of the pixels."""
-    head = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], bits, colour, 0, 0, 0)
-    pixels = zlib.compress(b"".join(b"\0" + row for row in packed(values, bits)), level)
+    head = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], bits, colour, 0, 0, interlaced)
+    parts = [values[row::down, column::right] for row, column, down, right in ADAM7] if interlaced else [values]
+    pixels = zlib.compress(b"".join(b"\0" + row for part in parts for row in packed(part, bits)), level)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + before + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 

@@ -78,6 +78,7 @@ READ = {
     "png grey 8": (png(GREY), GREY),
     "png grey 16": (png(DEEP, 16), scaled(DEEP, 16)),
     "png rgb 8": (png(RGB, 8, 2), RGB),
+    "png interlaced": (png(RGB, 8, 2, interlaced=True), RGB),
     "png rgb 16": (png(DEEP_RGB, 16, 2), DEEP_RGB >> 8),
     "png palette 1": (png(B1, 1, 3, PLTE), PALETTE[B1]),
     "png palette 2": (png(B2, 2, 3, PLTE), PALETTE[B2]),
@@ -248,6 +249,10 @@ REFUSED = {
         "a transparent colour",
     ),
     "gif, transparent": (gif(INDEX, PALETTE, transparent=int(INDEX[0, 0])), "parts of it are transparent"),
+    "gif, its frame a part of it": (
+        gif(INDEX[:4, :4], PALETTE).replace(b"9a\4\0\4", b"9a\10\0\10"),
+        "parts of it are transparent",
+    ),
     "webp, transparent": (saved(holed(RGB), "WEBP", lossless=True), "parts of it are transparent"),
     "tiff, transparent": (
         tiff(holed(RGB).tobytes(), SIZE, SIZE, [8] * 4, 2, tags={338: (3, [2])}),
@@ -260,9 +265,9 @@ REFUSED = {
     "tiff, floats": (tiff(FLOAT.tobytes(), SIZE, SIZE, [32], 1, tags=SAMPLE), "signed or floating point"),
     "tiff, signed bytes": (tiff(GREY.tobytes(), SIZE, SIZE, [8], 1, tags={339: (3, [2])}), "signed or floating point"),
     "tiff, signed 16": (tiff(le(DEEP), SIZE, SIZE, [16], 1, tags={339: (3, [2])}), "signed or floating point"),
-    "tiff, 32 bits": (tiff(le(DEEP, "<u4"), SIZE, SIZE, [32], 1), "its 1 channels have 32 bits"),
-    "tiff, 12 bits": (tiff(b"".join(packed(of_bits(12), 12)), SIZE, SIZE, [12], 1), "its 1 channels have 12 bits"),
-    "tiff rgb 16": (tiff(le(DEEP_RGB), SIZE, SIZE, [16] * 3, 2), "its 3 channels have 16 bits"),
+    "tiff, 32 bits": (tiff(le(DEEP, "<u4"), SIZE, SIZE, [32], 1), "it has 1 x 32 bits a pixel"),
+    "tiff, 12 bits": (tiff(b"".join(packed(of_bits(12), 12)), SIZE, SIZE, [12], 1), "it has 1 x 12 bits a pixel"),
+    "tiff rgb 16": (tiff(le(DEEP_RGB), SIZE, SIZE, [16] * 3, 2), "it has 3 x 16 bits a pixel"),
     "tiff grey 16, white is zero": (tiff(le(DEEP), SIZE, SIZE, [16], 0), "from white to black"),
     "tiff, a fourth channel": (
         tiff(CMYK.tobytes(), SIZE, SIZE, [8] * 4, 2, tags={338: (3, [0])}),

@@ -18,6 +18,7 @@ SUFFIXES |= {".jpg", ".jxl", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".t
 # Not the other formats that Pillow knows: some are programs (EPS), and nobody has compared their pixels here.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
+_TRANSPARENT = "parts of it are transparent: save it on the background that is meant"
 _EIGHT_BITS = ("1", "L", "P", "RGB", "CMYK", *_ALPHA)
 
 
@@ -75,18 +76,22 @@ def _read(file: IO[bytes], channels: int, verify: bool) -> Image.Image:
     depth = header[24] if image.format == "PNG" else 8
     if "transparency" in image.info and image.mode != "P" and depth != 8:
         raise ValueError("it has a transparent colour: save it without transparency")  # Pillow compares it unscaled
+    if image.format == "GIF" and any(part[1] != (0, 0, *image.size) for part in getattr(image, "tile", [])):
+        raise ValueError(_TRANSPARENT)  # around its frame
     image.load()
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         image = _eight_bits(image)
     if image.mode not in _EIGHT_BITS:
-        raise ValueError(f"its mode is {image.mode}, whose values have no fixed meaning: save it as 8-bit grey or RGB")
-    image = ImageOps.exif_transpose(image)
+        raise ValueError(f"its mode is {image.mode}, which is not read: save it as 8-bit grey or RGB")
+    ImageOps.exif_transpose(image, in_place=True)
     if image.mode in _ALPHA or "transparency" in image.info:
         image = image.convert("RGBA")
         if image.getchannel("A").getextrema() != (255, 255):
-            raise ValueError("parts of it are transparent: save it on the background that is meant")
-    image = image.convert("RGB") if image.mode == "CMYK" or channels == 3 else image
-    return image.convert("RGB" if channels == 3 else "L")
+            raise ValueError(_TRANSPARENT)
+    if image.mode == "CMYK":
+        image = image.convert("RGB")
+    wanted = "RGB" if channels == 3 else "L"
+    return image if image.mode == wanted else image.convert(wanted)
 
 
 def _refuse_odd_tiff(image: Image.Image) -> None:
@@ -96,7 +101,7 @@ def _refuse_odd_tiff(image: Image.Image) -> None:
     if set(formats) != {1}:
         raise ValueError("its values are signed or floating point and have no fixed range: save it as 8 or 16 bits")
     if max(bits) not in (1, 2, 4, 8, 16) or (max(bits) == 16 and len(bits) > 1):
-        raise ValueError(f"its {len(bits)} channels have {max(bits)} bits: save it as 8-bit grey or RGB")
+        raise ValueError(f"it has {len(bits)} x {max(bits)} bits a pixel: save it as 8-bit grey or RGB")
     if max(bits) == 16 and tags.get(262) == 0:
         raise ValueError("its 16 bits count from white to black: save it from black to white")
     if 0 in tags.get(338, ()):
