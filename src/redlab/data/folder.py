@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import TypeVar
 
@@ -55,10 +56,12 @@ class FolderSource:
             raise ValueError(f"channels must be 1 or 3, got {channels}")
         if image_size < 1:
             raise ValueError(f"image_size must be at least 1, got {image_size}")
-        self.root, self.image_size, self.channels = Path(root), image_size, channels
+        self.root, self.image_size, self.channels = Path(root).expanduser(), image_size, channels
         if not self.root.is_dir():
             raise FileNotFoundError(f"{root} is not a folder: {_LAYOUT}.")
-        self.classes = tuple(sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and _counts(entry.name)))
+        self.classes = tuple(
+            sorted(entry.name for entry in os.scandir(self.root) if entry.is_dir() and _counts(entry.name))
+        )
         if not self.classes:
             raise FileNotFoundError(f"{root} holds no class folder: {_LAYOUT}.")
         self.samples: list[tuple[str, int]] = []
@@ -153,9 +156,10 @@ def check_images(folders: Sequence[FolderSource], *, progress: bool = True) -> N
     states = {folder: folder._state() for folder in folders}
     todo = [(folder, path) for folder in folders if states[folder] not in _passed for path, _ in folder.samples]
     progress = progress and (get_console().is_interactive or get_console().is_jupyter)
-    with warnings.catch_warnings():  # of Pillow, which name no file; what matters among them becomes a fault
+    look = closing(_in_threads(lambda item: item[0]._fault(item[1]), todo))
+    with look as found, warnings.catch_warnings():
+        # Pillow's warnings name no file; what matters among them becomes a fault
         warnings.filterwarnings("ignore", module=r"PIL\.")
-        found = _in_threads(lambda item: item[0]._fault(item[1]), todo)
         shown = track(found, "Looking at the images", total=len(todo), transient=True, disable=not progress)
         faults = [fault for fault in shown if fault]
     if faults:
@@ -189,7 +193,7 @@ def _digest(path: str, whole: bool) -> bytes:
     return hashlib.sha256(data).digest()
 
 
-def _in_threads(function: Callable[..., _T], items: Sequence[object]) -> Iterator[_T]:
+def _in_threads(function: Callable[..., _T], items: Sequence[object]) -> Generator[_T, None, None]:
     """Results in the order of the items. Threads serve, since reading, decoding and hashing let go of Python's lock."""
     pool = ThreadPoolExecutor()
     try:

@@ -141,14 +141,12 @@ def fashion_mnist(root: str | Path, *, download: bool = False) -> Splits:
         FileNotFoundError: a file is missing.
         ValueError: a file is damaged.
     """
-    return _idx(
-        Path(root), "FashionMNIST", _CLOTHES, download, "`apt-get install dataset-fashion-mnist` or " + _DOWNLOAD
-    )
+    return _idx(root, "FashionMNIST", _CLOTHES, download, "`apt-get install dataset-fashion-mnist` or " + _DOWNLOAD)
 
 
 def mnist(root: str | Path, *, download: bool = False) -> Splits:
     """MNIST: 60,000 + 10,000 grey 28x28 handwritten digits. Arguments and errors as for `fashion_mnist`."""
-    return _idx(Path(root), "MNIST", _DIGITS, download, _DOWNLOAD)
+    return _idx(root, "MNIST", _DIGITS, download, _DOWNLOAD)
 
 
 def cifar10(root: str | Path, *, download: bool = False) -> Splits:
@@ -165,7 +163,7 @@ def cifar10(root: str | Path, *, download: bool = False) -> Splits:
         FileNotFoundError: neither version is there.
         ValueError: a file is damaged.
     """
-    root = Path(root)
+    root = Path(root).expanduser()
     binary, pickled = root / "cifar-10-batches-bin", root / "cifar-10-batches-py"
     if download and not binary.is_dir() and not pickled.is_dir():
         from torchvision.datasets.utils import download_and_extract_archive
@@ -191,7 +189,7 @@ def svhn(root: str | Path, *, download: bool = False) -> Splits:
         FileNotFoundError: a file is missing.
         ValueError: a file is damaged.
     """
-    root, parts = Path(root), []
+    root, parts = Path(root).expanduser(), []
     for split in ("train", "test"):
         path = root / f"{split}_32x32.mat"
         if download and not path.is_file():
@@ -216,18 +214,22 @@ def image_folder(root: str | Path, *, image_size: int, channels: int = 3, test: 
         FileNotFoundError: a folder is missing or has no images.
         ValueError: the two parts do not have the same classes.
     """
-    root = Path(root)
+    root = Path(root).expanduser()
     candidates = [root / name for name in ([test] if test else ["test", "val"])]
     hint = "lay your images out as <root>/train/<class>/*.png and <root>/test/<class>/*.png"
     folders = [_find("image folder", hint, root / "train"), _find("image folder", hint, *candidates)]
     train, held_out = (FolderSource(folder, image_size=image_size, channels=channels) for folder in folders)
     if train.classes != held_out.classes:
         odd = sorted(set(train.classes) ^ set(held_out.classes))
-        raise ValueError(f"{folders[0]} and {folders[1]} differ in the classes {odd[:5]}{'...' if odd[5:] else ''}")
+        named = f"{odd[:5]}{'...' if odd[5:] else ''}"
+        raise ValueError(
+            f"{folders[0]} and {folders[1]} differ in the classes {named}: give both the same class folders"
+        )
     return Splits(train, held_out)
 
 
-def _idx(root: Path, name: str, classes: Sequence[str], download: bool, hint: str) -> Splits:
+def _idx(root: str | Path, name: str, classes: Sequence[str], download: bool, hint: str) -> Splits:
+    root = Path(root).expanduser()
     folders = (root, root / name / "raw")
 
     def candidates(prefix: str, kind: str) -> list[Path]:
