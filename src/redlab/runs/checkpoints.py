@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from redlab.runs.build import build
 from redlab.runs.check import ConfigError
 from redlab.runs.config import as_plain, finalise, leaves
 from redlab.runs.console import console
+from redlab.runs.trust import stored_config
 from redlab.victims import Victim, state_hash
 from redlab.victims.classifier import Classifier
 
@@ -152,14 +153,23 @@ def find_checkpoint(run: Path) -> Path:
     return run
 
 
-def load(run: str | Path) -> Method | Classifier:
+def load(run: str | Path, *, allow: Sequence[str] = ()) -> Method | Classifier:
     """A trained method, in eval mode, from a run folder or a checkpoint; for notebooks.
 
     Example: ``x_hat = redlab.load("outputs/...").restore(x_adv)``.
+
+    Args:
+        run: the folder or the checkpoint.
+        allow: full names of your own classes and functions that the run was made with, such as
+            ``["my_module.MyMethod"]``: a file may name nothing else but what redlab offers.
+
+    Raises:
+        ConfigError: the checkpoint cannot be read, or names something that is not allowed.
     """
     path = find_checkpoint(Path(run))
     checkpoint = read_checkpoint(path)
-    method, _ = build(finalise(OmegaConf.create(checkpoint["redlab"]["config"])), checkpoint["redlab"]["victims"])
+    config = stored_config(path, checkpoint["redlab"]["config"], allow)
+    method, _ = build(finalise(OmegaConf.create(config)), checkpoint["redlab"]["victims"])
     load_weights(method, path, checkpoint)
     return method.eval()
 
