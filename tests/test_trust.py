@@ -335,6 +335,25 @@ def test_a_run_folder_cannot_write_a_file(finished_run, tmp_path, monkeypatch, c
     assert "data.typo" in said
 
 
+class Harmful:
+    """Unpickles by calling a function."""
+
+    def __reduce__(self):
+        return (pytest.fail, ("code in a file was executed",))
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")  # the callback of the best is gone
+def test_no_checkpoint_of_a_run_folder_is_executed(finished_run, tmp_path, monkeypatch, capsys, no_report):
+    """The last one is resumed, the best one tested, which this training without validation does not write anew."""
+    folder = shutil.copytree(finished_run[0], tmp_path / "run")
+    torch.save({"redlab": Harmful()}, folder / "checkpoints" / "best.ckpt")
+    GlobalHydra.instance().clear()
+    words = [f"resume={folder}", "trainer.max_epochs=2", "data.val_size=0", "logger=none"]
+    monkeypatch.setattr(sys, "argv", ["train.py", *words])
+    assert cli.train() == 1
+    assert "best.ckpt cannot be read as a checkpoint" in capsys.readouterr().err
+
+
 def test_allow_goes_with_a_file(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["train.py", "allow=[my_module.MyMethod]"])
     assert cli.train() == 1

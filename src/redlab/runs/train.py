@@ -84,6 +84,7 @@ def train(cfg: DictConfig, out: Path) -> dict[str, float]:
         trainer.fit(method, datamodule=data, ckpt_path=resume)
         chosen = checkpoints / ("best.ckpt" if (checkpoints / "best.ckpt").exists() else "last.ckpt")
         chosen = trainer.strategy.broadcast(chosen)  # under torchrun, only the first rank's folder has them
+        read_checkpoint(chosen)  # a folder that is resumed came with it, and older Lightning would execute it
         trainer.test(method, datamodule=data, ckpt_path=chosen, verbose=False)
         metrics = _finish(cfg, out, trainer, method, data, started, loggers)
         close(trainer, loggers, failed=False)
