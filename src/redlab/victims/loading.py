@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -123,24 +124,32 @@ def _rebuild(path: Path, architecture: Any, state: Mapping[str, Any]) -> nn.Modu
         raise ValueError(f"{path} names the architecture {name!r}, which redlab.victims.architectures does not have")
     offline = {"weights": None, "pretrained": False}  # the weights come from the file
     build = getattr(architectures, name)
-    try:
+    with _said_in_one_sentence(path, name):
         kwargs = {k: offline.get(k, v) for k, v in architecture["kwargs"].items()}
         check_builder_arguments(kwargs)
         shell = _without_memory(build, kwargs)
-    except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
-        raise ValueError(f"{path} gives settings that {name} does not take: {error}") from error
     if shell is not None:
         _check_fit(path, shell, state)
-    module: nn.Module = build(**kwargs)
+    with _said_in_one_sentence(path, name):
+        module: nn.Module = build(**kwargs)
     return module
 
 
+@contextmanager
+def _said_in_one_sentence(path: Path, name: str) -> Iterator[None]:
+    try:
+        yield
+    except (LookupError, ArithmeticError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+        what = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{path} gives settings that {name} does not take: {what}") from error
+
+
 def _without_memory(build: Callable[..., nn.Module], kwargs: Mapping[str, Any]) -> nn.Module | None:
-    """The shapes of a network, whatever sizes a file gives; None of one that reads values while it is built."""
+    """The shapes of a network, whatever sizes a file gives; None of one that cannot be made without values."""
     try:
         with torch.device("meta"):
             return build(**kwargs)
-    except NotImplementedError:
+    except RuntimeError:
         return None
 
 
