@@ -129,8 +129,8 @@ def _evaluate(argv: list[str]) -> None:
     if not argv or {"-h", "--help"} & set(argv):
         print(_EVALUATE_HELP)
         return
-    own: dict[str, Any] = {"run": None, "study": None, "scale": "small", "seeds": [0], "out": None, "debug": False}
-    own |= {"allow": []}
+    own: dict[str, Any] = {"run": None, "out": None, "allow": [], "debug": False}
+    own |= {"study": None, "scale": "small", "seeds": [0]}
     overrides = []
     for word in parse(argv):
         if word.get_key_element() in own:
