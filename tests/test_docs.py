@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 GUIDES = sorted((ROOT / "docs").glob("add_*.md"))
 # known of a run only when it exists; evaluate.py takes them for itself
-OF_EVALUATE = {"run", "study", "scale", "seeds", "out", "debug"}
+OF_EVALUATE = {"run", "study", "scale", "seeds", "out", "debug", "allow"}
 
 
 def blocks(page, language):
@@ -56,7 +56,7 @@ def test_python_runs(page, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("words", commands("train.py"))
 def test_train_command_is_valid(words):
-    overrides = [w for w in words if w != "-m" and not w.startswith("resume=") and w != "--help"]
+    overrides = [w for w in words if w != "-m" and not w.startswith(("resume=", "allow=")) and w != "--help"]
     if "-m" in words:  # the first job of the sweep
         overrides = [w if "[" in w else w.split(",")[0] for w in overrides]
     overrides = [w for w in overrides if not w.startswith("hydra.")]
