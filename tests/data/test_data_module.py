@@ -415,7 +415,7 @@ def test_a_resumed_run_sees_the_rest_of_the_uninterrupted_one(tmp_path, num_work
             continue  # workers change nothing at the end of an epoch, and take their time
         resumed = Recorder()
         data = module(num_workers=num_workers)
-        trainer(**limit).fit(resumed, datamodule=data, ckpt_path=tmp_path / f"{name}.ckpt", weights_only=True)
+        trainer(**limit).fit(resumed, datamodule=data, ckpt_path=tmp_path / f"{name}.ckpt")
         rest = whole.seen["train"][step:]
         assert [epoch for epoch, _ in resumed.seen["train"]] == [epoch for epoch, _ in rest], name
         for (_, batch), (_, wanted) in zip(resumed.seen["train"], rest, strict=True):
