@@ -2,7 +2,7 @@
 
 import sys
 
-from redlab.cli import evaluate
+from redlab.runs.cli import evaluate
 
 if __name__ == "__main__":
     sys.exit(evaluate())

@@ -2,7 +2,7 @@
 
 import sys
 
-from redlab.cli import train
+from redlab.runs.cli import train
 
 if __name__ == "__main__":
     sys.exit(train())

@@ -33,9 +33,9 @@ from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor, nn
 
-from redlab.config import compose, finalise
 from redlab.data import fashion_mnist
-from redlab.run import build_victims
+from redlab.runs.build import build_victims
+from redlab.runs.config import compose, finalise
 from redlab.victims import ImageClassifier, Victim, architectures, load
 
 DISTRIBUTIONS = ("torchattacks", "foolbox", "adv-lib", "adversarial-robustness-toolbox", "pyautoattack")

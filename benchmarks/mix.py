@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from redlab.config import compose
+from redlab.runs.config import compose
 from redlab.victims import ImageClassifier, Victim, architectures
 
 IMAGES, VICTIMS = 96, 3

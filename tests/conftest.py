@@ -14,7 +14,7 @@ import pytest
 import torch.distributed as dist
 from hydra.core.global_hydra import GlobalHydra
 
-from redlab import config
+from redlab.runs import config
 
 RANK_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "RANK", "WORLD_SIZE", "GROUP_RANK", "LOCAL_WORLD_SIZE", "PL_", "SLURM_")
 
@@ -81,10 +81,11 @@ def finished_run(tmp_path_factory, tiny):
 
     Tests must not write into it.
     """
-    from redlab import cli, run
+    from redlab.runs import cli
+    from redlab.runs import train as training
 
     folder = tmp_path_factory.mktemp("finished") / "run"
-    returned, original = [], run.train
+    returned, original = [], training.train
 
     def train(cfg, out):
         returned.append(original(cfg, out))
@@ -92,7 +93,7 @@ def finished_run(tmp_path_factory, tiny):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder.parent)
-        patch.setattr(run, "train", train)
+        patch.setattr(training, "train", train)
         patch.setenv("HYDRA_FULL_ERROR", "1")  # which the command sets: so it is taken back
         patch.setattr(sys, "argv", ["train.py", *tiny, f"hydra.run.dir={folder}"])
         GlobalHydra.instance().clear()
@@ -139,4 +140,4 @@ def wait_for_step():
 @pytest.fixture
 def no_report(monkeypatch):
     """Skips the report, which takes as long as the rest of a tiny run."""
-    monkeypatch.setattr("redlab.run.run_report", lambda out, **rest: out / "report.html")
+    monkeypatch.setattr("redlab.runs.train.run_report", lambda out, **rest: out / "report.html")

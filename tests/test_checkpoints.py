@@ -8,8 +8,10 @@ import pytest
 import torch
 
 import redlab
-from redlab import run, victims
-from redlab.config import compose, finalise
+from redlab import victims
+from redlab.runs import build, check, checkpoints
+from redlab.runs import train as training
+from redlab.runs.config import compose, finalise
 from redlab.victims import architectures, state_hash
 
 PAIR = ["victim=[small_cnn,lenet]", "mix=attunet"]
@@ -17,7 +19,7 @@ MB = 2**20
 
 
 def train(overrides, out):
-    return run.train(finalise(compose(overrides)), out)
+    return training.train(finalise(compose(overrides)), out)
 
 
 def numbers(out):
@@ -48,7 +50,7 @@ def size(node):
 def short():
     """Module-wide: no reports."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("redlab.run.run_report", lambda out, **rest: out / "report.html")
+        patch.setattr("redlab.runs.train.run_report", lambda out, **rest: out / "report.html")
         yield
 
 
@@ -95,18 +97,18 @@ def test_a_checkpoint_alone_gives_the_numbers_of_its_run(trained, tiny, short, t
     alone = tmp_path / "elsewhere" / "moved.ckpt"
     alone.parent.mkdir()
     shutil.copy(trained / "checkpoints" / "best.ckpt", alone)
-    monkeypatch.setattr(run, "_trained_victim", lambda *args: pytest.fail("a victim was trained"))
+    monkeypatch.setattr(build, "_trained_victim", lambda *args: pytest.fail("a victim was trained"))
     monkeypatch.chdir(alone.parent)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-        assert run.evaluate(alone, [], tmp_path / "out") == numbers(trained)
+        assert training.evaluate(alone, [], tmp_path / "out") == numbers(trained)
     assert numbers(tmp_path / "out") == numbers(trained)
-    assert run.evaluate(trained, [], tmp_path / "again") == numbers(trained)
+    assert training.evaluate(trained, [], tmp_path / "again") == numbers(trained)
 
 
 def test_another_mix(trained, short, tmp_path):
-    other = run.evaluate(trained, ["mix=digits", "data.limit_test=8"], tmp_path)
+    other = training.evaluate(trained, ["mix=digits", "data.limit_test=8"], tmp_path)
     assert {"test/restored_accuracy/pgd", "test/adaptive_restored_accuracy/pgd"} <= other.keys()
     assert "test/restored_accuracy/rfgsm" not in other
     assert other["test/count/pgd"] == 16  # 8 images on 2 victims
@@ -114,15 +116,15 @@ def test_another_mix(trained, short, tmp_path):
 
 def test_another_victim_leaves_the_guide(trained, short, tmp_path):
     seen = []
-    original = run._load_weights
+    original = checkpoints.load_weights
 
     def load_weights(method, path, stored):
         seen.append(method)
         original(method, path, stored)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "_load_weights", load_weights)
-        other = run.evaluate(trained, ["victim=fashion_cnn", "mix=attunet"], tmp_path)
+        patch.setattr(training, "load_weights", load_weights)
+        other = training.evaluate(trained, ["victim=fashion_cnn", "mix=attunet"], tmp_path)
     assert "test/restored_accuracy/fgsm/fashion_cnn" in other
     assert not any(key.endswith("/small_cnn") for key in other)
     assert state_hash(seen[0].guide) == checkpoint(trained)["redlab"]["victims"]["small_cnn"]["sha256"]
@@ -132,7 +134,7 @@ def test_another_victim_leaves_the_guide(trained, short, tmp_path):
 @pytest.mark.slow
 def test_another_victim_where_the_guide_was_named(tiny, short, tmp_path):
     train([*tiny, *PAIR, "method.guide=lenet"], tmp_path / "run")
-    other = run.evaluate(tmp_path / "run", ["victim=small_cnn"], tmp_path / "other")
+    other = training.evaluate(tmp_path / "run", ["victim=small_cnn"], tmp_path / "other")
     assert "test/restored_accuracy/fgsm/small_cnn" in other
 
 
@@ -144,7 +146,7 @@ def test_victim_weights_by_path(trained, short, tmp_path):
     torch.save(victim.backbone.state_dict(), file)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        same = run.evaluate(trained, [f"victims.small_cnn.weights={file}"], tmp_path / "same")
+        same = training.evaluate(trained, [f"victims.small_cnn.weights={file}"], tmp_path / "same")
     kept = {k: v for k, v in numbers(trained).items() if k.endswith("/small_cnn")}
     assert kept.items() <= same.items()
 
@@ -158,11 +160,11 @@ def test_a_changed_victim_is_told(tiny, short, tmp_path):
     before = train([*tiny, *PAIR, "save_victims=false", f"victims.lenet.weights={file}"], out)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        assert run.evaluate(out, [], tmp_path / "same") == before
+        assert training.evaluate(out, [], tmp_path / "same") == before
     torch.manual_seed(2)
     torch.save(architectures.lenet(10, 1, 32).state_dict(), file)
     with pytest.warns(UserWarning, match="lenet is not the one that the checkpoint"):
-        changed = run.evaluate(out, [], tmp_path / "changed")
+        changed = training.evaluate(out, [], tmp_path / "changed")
     cell = "test/logit_d_adv/fgsm/"
     assert changed[f"{cell}small_cnn"] == before[f"{cell}small_cnn"]
     assert changed[f"{cell}lenet"] != before[f"{cell}lenet"]
@@ -174,7 +176,7 @@ def test_a_retrained_victim_is_the_same(lean, short, tmp_path):
     shutil.rmtree(lean / "victims")
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        assert run.evaluate(lean, [], tmp_path) == numbers(lean)
+        assert training.evaluate(lean, [], tmp_path) == numbers(lean)
     again = {p.name.split("-")[0]: victims.load(p) for p in (lean / "victims").rglob("*.ckpt")}
     assert {name: state_hash(victim) for name, victim in again.items()} == hashes
 
@@ -196,8 +198,8 @@ def test_no_validation(tiny, short, tmp_path):
     out = tmp_path / "run"
     found = train([*tiny, "mix=attunet", "data.val_size=0"], out)
     assert (out / "checkpoints" / "last.ckpt").is_file()
-    assert run.find_checkpoint(out).name == "last.ckpt"
-    assert run.evaluate(out, [], tmp_path / "again") == found
+    assert checkpoints.find_checkpoint(out).name == "last.ckpt"
+    assert training.evaluate(out, [], tmp_path / "again") == found
 
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "truncated", "foreign"])
@@ -209,8 +211,8 @@ def test_a_bad_file_is_one_sentence(trained, tmp_path, damage):
         file.write_bytes((trained / "checkpoints" / "best.ckpt").read_bytes()[:2000])
     elif damage == "foreign":
         torch.save({"state_dict": {}}, file)
-    with pytest.raises(run.ConfigError, match=str(file)):
-        run.evaluate(file, [], tmp_path / "out")
+    with pytest.raises(check.ConfigError, match=str(file)):
+        training.evaluate(file, [], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -228,6 +230,6 @@ def test_a_bad_file_is_one_sentence(trained, tmp_path, damage):
 def test_checkpoint_of_another_method_is_not_resumed(trained, tiny, words, says):
     files = {p: p.read_bytes() for p in trained.rglob("*") if p.is_file()}
     kept = [w for w in tiny if not w.startswith("method.")] if "method=classifier" in words else tiny
-    with pytest.raises(run.ConfigError, match=says):
+    with pytest.raises(check.ConfigError, match=says):
         train([*kept, *words, "trainer.max_epochs=2"], trained)
     assert files == {p: p.read_bytes() for p in trained.rglob("*") if p.is_file()}

@@ -12,7 +12,7 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from redlab import cli
+from redlab.runs import cli
 
 FASHION_FILES = (
     "train-images-idx3-ubyte",

@@ -11,10 +11,11 @@ from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf
 from torch import nn
 
-from redlab import run
 from redlab.attacks.mix import AttackMix, Component
-from redlab.config import ConfigError, compose, conf_dir, finalise, override_stored, parse
 from redlab.data import AttackDataModule
+from redlab.runs import build
+from redlab.runs.check import ConfigError
+from redlab.runs.config import compose, conf_dir, finalise, override_stored, parse
 from redlab.victims import Victim
 from redlab.victims.classifier import Classifier
 
@@ -144,7 +145,7 @@ def test_methods(configs, name):
 
 
 def test_classifier(configs):
-    method, data = run.build(configs["svhn"])
+    method, data = build.build(configs["svhn"])
     assert isinstance(method, Classifier)
     optimizer = method.configure_optimizers()
     assert isinstance(optimizer, torch.optim.SGD)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from redlab import run
+from redlab.runs import checkpoints
 
 pytestmark = [
     pytest.mark.slow,
@@ -84,7 +84,7 @@ def test_a_sweep_of_two_processes_each(start, end, tiny, tmp_path):
     for seed in (0, 1):
         out = tmp_path / "sweep" / str(seed)
         assert OmegaConf.load(out / "config.yaml").seed == seed
-        best = run.read_checkpoint(out / "checkpoints" / "best.ckpt")
+        best = checkpoints.read_checkpoint(out / "checkpoints" / "best.ckpt")
         assert best["redlab"]["config"]["seed"] == seed
         assert best["global_step"] == 4  # batches of 16 over both ranks
         numbers = json.loads((out / "metrics.json").read_text())
@@ -104,7 +104,7 @@ def test_sigterm_to_one_rank_stops_both(start, end, wait_for_step, tiny, tmp_pat
     assert process.returncode != 0, said
     assert f"resume={out}" in said
     # more than the checkpoint of the first epoch had: nothing that was done is lost
-    assert run.read_checkpoint(out / "checkpoints" / "last.ckpt")["global_step"] >= done > STEPS
+    assert checkpoints.read_checkpoint(out / "checkpoints" / "last.ckpt")["global_step"] >= done > STEPS
     assert not (out / "metrics.json").exists()
 
 
@@ -119,5 +119,5 @@ def test_sigterm_to_the_first_of_lightnings_processes(start, end, wait_for_step,
     said = end(process)
     assert process.returncode == 143, said
     assert f"resume={out}" in said
-    assert run.read_checkpoint(out / "checkpoints" / "last.ckpt")["global_step"] >= done > STEPS
+    assert checkpoints.read_checkpoint(out / "checkpoints" / "last.ckpt")["global_step"] >= done > STEPS
     assert not any(Path(f"/proc/{pid}").exists() for pid in others)

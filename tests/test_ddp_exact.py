@@ -9,9 +9,9 @@ import sys
 import pytest
 import torch
 
-from redlab import run
 from redlab.batch import AttackBatch
-from redlab.config import compose, finalise
+from redlab.runs import build, checkpoints
+from redlab.runs.config import compose, finalise
 
 pytestmark = pytest.mark.slow
 
@@ -20,7 +20,7 @@ PROBE = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from redlab import cli
+from redlab.runs import cli
 from redlab.methods import CDDRED
 
 seen, stop = Path(os.environ["PROBE"]), os.environ.get("PROBE_STOP")
@@ -110,7 +110,7 @@ def equal(left, right):
 
 
 def checkpoint(out, name="last"):
-    return run.read_checkpoint(out / "checkpoints" / f"{name}.ckpt")
+    return checkpoints.read_checkpoint(out / "checkpoints" / f"{name}.ckpt")
 
 
 def test_two_processes_are_one_run(whole, words):
@@ -127,7 +127,7 @@ def test_two_processes_are_one_run(whole, words):
     assert numbers["test/count"] == 2 * 15  # the duplicate that fills up the second rank does not count
     assert numbers["test/count/clean"] == 15
 
-    _, data = run.build(finalise(compose([*words, "trainer=default"])))
+    _, data = build.build(finalise(compose([*words, "trainer=default"])))
     data.setup_data()
     alone = data.craft(next(iter(data.train_dataloader())), stage="train")
     batches = [AttackBatch(**tensors(seen / f"batch_{rank}.pt")) for rank in (0, 1)]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from redlab.config import compose, conf_dir, finalise, override_stored, parse
+from redlab.runs.config import compose, conf_dir, finalise, override_stored, parse
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -113,6 +113,6 @@ def test_every_option_named_in_the_readme_exists():
 
 def test_help_and_misspelt_keys_need_not_wait_for_torch(tmp_path):
     env = os.environ | {"PYTHONPATH": str(ROOT / "src")}
-    code = "import sys, redlab.cli; sys.exit('torch' in sys.modules)"
+    code = "import sys, redlab.runs.cli; sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, timeout=300)
     assert done.returncode == 0, done.stderr

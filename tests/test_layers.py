@@ -11,8 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "redlab"
 FILES = sorted(PACKAGE.rglob("*.py"))
-TOP = {"cli", "run", "config"}
-LAYERS = ["extras", "batch", "nn", "victims", "attacks", "metrics", "report", "data", "methods", "studies"]
+LAYERS = ["extras", "batch", "nn", "victims", "attacks", "metrics", "report", "data", "methods", "studies", "runs"]
 # the layers that each layer may import at most, besides itself and the package's own version
 ALLOWED = {
     "extras": set(),
@@ -25,7 +24,10 @@ ALLOWED = {
     "data": {"batch", "attacks"},
     "methods": {"batch", "nn", "metrics", "victims"},
     "studies": {"report"},
+    "runs": {"victims", "attacks", "report", "data", "methods", "studies"},
 }
+# and the files of runs/, of which each imports from those before it
+RUNS = ["check", "config", "stopping", "console", "loggers", "build", "checkpoints", "train", "lab", "cli"]
 
 
 def layer(path):
@@ -53,9 +55,8 @@ def imports(path):
 
 
 def redlab_layers(path):
-    known = {*LAYERS, *TOP}
     found = {name.split(".")[1] for name in imports(path) if name.startswith("redlab.")}
-    return {name for name in found if name in known}
+    return found & set(LAYERS)
 
 
 def packages(path):
@@ -68,14 +69,21 @@ def relative(path):
 
 def test_the_reader_of_imports_sees_them():
     assert "attacks" in redlab_layers(PACKAGE / "data" / "module.py")
-    assert "hydra" in packages(PACKAGE / "cli.py")
-    assert "run" in redlab_layers(PACKAGE / "cli.py")  # a lazy import
-    assert {layer(path) for path in FILES} == {*LAYERS, *TOP, "__init__"}
+    assert "hydra" in packages(PACKAGE / "runs" / "cli.py")
+    assert "redlab.runs.train.train" in set(imports(PACKAGE / "runs" / "cli.py"))  # a lazy import
+    assert {layer(path) for path in FILES} == {*LAYERS, "__init__"}
 
 
 @pytest.mark.parametrize("path", [f for f in FILES if layer(f) in LAYERS], ids=relative)
 def test_imports_go_downward(path):
     assert redlab_layers(path) <= {layer(path)} | ALLOWED[layer(path)]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_imports_within_runs_go_downward(name):
+    found = {full.split(".")[2] for full in imports(PACKAGE / "runs" / f"{name}.py") if full.startswith("redlab.runs.")}
+    assert found <= set(RUNS[: RUNS.index(name)])
+    assert {path.stem for path in (PACKAGE / "runs").glob("*.py")} == {*RUNS, "__init__"}
 
 
 def test_the_allowed_imports_are_those_of_the_documentation():
@@ -85,18 +93,18 @@ def test_the_allowed_imports_are_those_of_the_documentation():
     assert "methods" not in ALLOWED["data"]
     rows = re.findall(r"^\| (`.+?) \|", (ROOT / "docs" / "architecture.md").read_text(), re.M)
     named = [word.removesuffix(".py") for row in rows for word in re.findall(r"`(\w+(?:\.py)?)/?`", row)]
-    assert named == ["train", "evaluate", "cli", "run", "config", *reversed(LAYERS)]
+    assert named == ["train", "evaluate", *reversed(LAYERS)]
 
 
 def test_who_knows_hydra_and_lightning():
     knows = {
         package: {layer(f) for f in FILES if package in packages(f)} for package in ("hydra", "omegaconf", "wandb")
     }
-    assert knows["hydra"] == TOP
-    assert knows["omegaconf"] == TOP
-    assert knows["wandb"] <= {"run", "report"}
+    assert knows["hydra"] == {"runs"}
+    assert knows["omegaconf"] == {"runs"}
+    assert knows["wandb"] <= {"runs", "report"}
     lightning = {layer(f) for f in FILES if packages(f) & {"lightning", "pytorch_lightning", "lightning_fabric"}}
-    assert lightning == {"run", "methods", "data", "victims"}
+    assert lightning == {"runs", "methods", "data", "victims"}
     in_victims = [f.name for f in FILES if layer(f) == "victims" and "lightning" in packages(f)]
     assert in_victims == ["classifier.py"]
 

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from redlab import run
-from redlab.config import compose, finalise
 from redlab.methods import CDDRED
+from redlab.runs import checkpoints, stopping
+from redlab.runs import train as training
+from redlab.runs.config import compose, finalise
 
 TRAIN = Path(__file__).parents[1] / "train.py"
 # A schedule that bites in every epoch, so that a step too many or too few shows in the weights.
@@ -44,7 +45,7 @@ def numbers(out):
 
 
 def train(overrides, out):
-    return run.train(finalise(compose(overrides)), out)
+    return training.train(finalise(compose(overrides)), out)
 
 
 def signal_at(monkeypatch, step, sent=lambda: os.kill(os.getpid(), signal.SIGTERM), target=CDDRED):
@@ -86,11 +87,11 @@ def uninterrupted(whole, tiny, no_report):
 def test_sigterm_and_resume(uninterrupted, tiny, no_report, tmp_path, monkeypatch, step):
     signal_at(monkeypatch, step)
     handler = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(run.Stopped, match=f"resume={tmp_path}"):
+    with pytest.raises(stopping.Stopped, match=f"resume={tmp_path}"):
         train([*tiny, *TWO_EPOCHS], tmp_path)
     assert signal.getsignal(signal.SIGTERM) is handler
     assert not (tmp_path / "metrics.json").exists()
-    run.read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")
+    checkpoints.read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")
     logs = {path: path.read_bytes() for path in tmp_path.rglob("metrics.csv")}
     train([*tiny, *TWO_EPOCHS], tmp_path)
     assert_same_end(tmp_path, uninterrupted)
@@ -105,7 +106,7 @@ def test_kill_and_resume(uninterrupted, tiny, no_report, tmp_path, monkeypatch, 
     signal_at(monkeypatch, step, kill)
     with pytest.raises(Killed):
         train([*tiny, *TWO_EPOCHS], tmp_path)
-    assert run.read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")["global_step"] == 4
+    assert checkpoints.read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")["global_step"] == 4
     train([*tiny, *TWO_EPOCHS], tmp_path)
     assert_same_end(tmp_path, uninterrupted)
 
@@ -137,7 +138,7 @@ def test_sigterm_during_the_test(uninterrupted, tiny, no_report, tmp_path, monke
         return original(self, *args, **kwargs)
 
     monkeypatch.setattr(CDDRED, "test_step", test_step)
-    with pytest.raises(run.Stopped, match="resume="):
+    with pytest.raises(stopping.Stopped, match="resume="):
         train([*tiny, *TWO_EPOCHS], tmp_path)
     assert not (tmp_path / "metrics.json").exists()
     train([*tiny, *TWO_EPOCHS], tmp_path)
@@ -164,7 +165,7 @@ def test_a_moved_folder_remembers_its_best(tiny, no_report, tmp_path, monkeypatc
     train(worse, whole)
     best = torch.load(whole / "checkpoints" / "best.ckpt", weights_only=True)
     signal_at(monkeypatch, 5)
-    with pytest.raises(run.Stopped):
+    with pytest.raises(stopping.Stopped):
         train(worse, first)
     first.rename(moved)
     train(worse, moved)
@@ -211,7 +212,7 @@ def test_a_killed_process_resumes(start, wait_for_step, tiny, no_report, tmp_pat
     done = wait_for_step(out, process, STEPS + 16)
     process.send_signal(how)
     said = end(process)
-    step = run.read_checkpoint(out / "checkpoints" / "last.ckpt")["global_step"]
+    step = checkpoints.read_checkpoint(out / "checkpoints" / "last.ckpt")["global_step"]
     assert not (out / "metrics.json").exists()
     if how == signal.SIGTERM:
         assert process.returncode == 143, said

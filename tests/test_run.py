@@ -9,14 +9,16 @@ import pytest
 import torch
 from torch import nn
 
-from redlab import run, victims
-from redlab.config import compose, finalise
+from redlab import victims
 from redlab.methods import CDDRED, NotFiniteError
+from redlab.runs import build, check, checkpoints, lab
+from redlab.runs import train as training
+from redlab.runs.config import compose, finalise
 from redlab.studies import Card
 
 
 def train(overrides, out):
-    return run.train(finalise(compose(overrides)), out)
+    return training.train(finalise(compose(overrides)), out)
 
 
 def classifier(tiny, *more):
@@ -75,8 +77,8 @@ def test_numbers(trained):
 
 def test_clean_accuracy_is_the_victims(trained):
     out, found = trained
-    method = run.load(out)
-    _, data = run.build(finalise(compose(["data.limit_test=16"])), run.read_checkpoint(
+    method = checkpoints.load(out)
+    _, data = build.build(finalise(compose(["data.limit_test=16"])), checkpoints.read_checkpoint(
         out / "checkpoints" / "best.ckpt")["redlab"]["victims"])  # fmt: skip
     data.setup_data()
     raw = next(iter(data._loader("test")))
@@ -110,7 +112,7 @@ def test_classifier(tiny, tmp_path, mix):
     assert victim.clean_accuracy is not None
     assert 0 <= victim.clean_accuracy <= 1
     assert victim.clean_accuracy in [float(v) for v in _tensors(saved["callbacks"])]
-    again = run.evaluate(out, [], tmp_path / "again")
+    again = training.evaluate(out, [], tmp_path / "again")
     assert again == found
 
 
@@ -137,7 +139,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny, no_report, tmp_path, monk
     monkeypatch.setattr(CDDRED, "training_step", training_step)
     with pytest.raises(NotFiniteError, match="not finite at step 5"):
         train([*tiny, "mix=attunet", "trainer.max_epochs=2"], tmp_path)
-    last = run.read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")
+    last = checkpoints.read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")
     assert last["global_step"] == 4
     assert all(torch.isfinite(value).all() for value in last["state_dict"].values())
 
@@ -168,7 +170,7 @@ def test_a_users_own_module_as_victim(tiny, no_report, tmp_path, monkeypatch):
     found = train([*tiny, *own], tmp_path / "run")
     assert found["test/count/fgsm/mine"] == 16
     (tmp_path / "shallow.pt").unlink()  # the checkpoint holds it
-    assert run.evaluate(tmp_path / "run", [], tmp_path / "again") == found
+    assert training.evaluate(tmp_path / "run", [], tmp_path / "again") == found
 
 
 def test_study(tmp_path, monkeypatch):
@@ -180,8 +182,8 @@ def test_study(tmp_path, monkeypatch):
                 "restored_accuracy", "adaptive_restored_accuracy/pgd")  # fmt: skip
         return {f"test/{key}": len(done) / 10 for key in keys}
 
-    monkeypatch.setattr(run, "train_or_find", train_or_find)
-    card = run.study("cdd_red/table1", "smoke", [0, 1], ["trainer.max_epochs=3"], tmp_path)
+    monkeypatch.setattr(lab, "train_or_find", train_or_find)
+    card = lab.study("cdd_red/table1", "smoke", [0, 1], ["trainer.max_epochs=3"], tmp_path)
     assert len(done) == 6
     assert all("trainer.max_epochs=3" in overrides for overrides in done)
     path = tmp_path / "cdd_red" / "table1_digits_smoke.json"
@@ -192,21 +194,21 @@ def test_study(tmp_path, monkeypatch):
 
 
 def test_an_unknown_study_is_one_sentence(tmp_path):
-    with pytest.raises(run.ConfigError, match=r"no such study\. Studies: cdd_red/table1"):
-        run.study("cdd_red/tabel1", "smoke", [0], [], tmp_path)
+    with pytest.raises(check.ConfigError, match=r"no such study\. Studies: cdd_red/table1"):
+        lab.study("cdd_red/tabel1", "smoke", [0], [], tmp_path)
 
 
 def test_train_or_find(tiny, no_report, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     calls = []
-    monkeypatch.setattr(run, "train", lambda cfg, out: calls.append(out) or {})
+    monkeypatch.setattr(lab, "train", lambda cfg, out: calls.append(out) or {})
     words = [*tiny, "mix=attunet"]
-    run.train_or_find(words)
+    lab.train_or_find(words)
     calls[0].mkdir(parents=True)
     (calls[0] / "metrics.json").write_text('{"test/d": 1.5}')
-    assert run.train_or_find(words) == {"test/d": 1.5}
-    assert run.train_or_find([*words, "logger=none"]) == {"test/d": 1.5}
-    run.train_or_find([*words, "seed=1"])
+    assert lab.train_or_find(words) == {"test/d": 1.5}
+    assert lab.train_or_find([*words, "logger=none"]) == {"test/d": 1.5}
+    lab.train_or_find([*words, "seed=1"])
     assert len(calls) == 2
     assert calls[0] != calls[1]
 

@@ -39,7 +39,7 @@ def test_contents(installed):
 
 def test_composes_from_another_folder(installed, tmp_path):
     code = (
-        "from redlab.config import compose, conf_dir, finalise\n"
+        "from redlab.runs.config import compose, conf_dir, finalise\n"
         "cfg = finalise(compose(['method=ds', 'data=fashion_mnist', 'victim=[lenet,vgg11]', 'mix=cdd_red_known']))\n"
         "print(conf_dir(), cfg.method.lambda_benign, cfg.victims.vgg11.backbone.image_size)\n"
     )

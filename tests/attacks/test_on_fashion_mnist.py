@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from redlab.attacks import Boundary, LocalSearch, SpatialTransform, Square, WassersteinFrankWolfe, WassersteinPGD
-from redlab.config import compose, finalise
 from redlab.data import fashion_mnist
-from redlab.run import build_victims
+from redlab.runs.build import build_victims
+from redlab.runs.config import compose, finalise
 
 pytestmark = pytest.mark.realdata
 

@@ -6,8 +6,8 @@ from hydra.utils import instantiate
 from torch import nn
 
 from redlab.attacks import FeatureAttack, SampleRng
-from redlab.config import compose, finalise
 from redlab.data import Guides, Splits, TensorSource, digits
+from redlab.runs.config import compose, finalise
 
 
 class Counted:

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 
 from redlab.attacks import PGD, SampleRng
-from redlab.config import compose, finalise
 from redlab.data import fashion_mnist
-from redlab.run import build_victims
+from redlab.runs.build import build_victims
+from redlab.runs.config import compose, finalise
 from redlab.victims import Victim, architectures
 
 IMAGES = 256

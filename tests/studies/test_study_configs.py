@@ -4,7 +4,7 @@ import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from redlab.config import compose, conf_dir
+from redlab.runs.config import compose, conf_dir
 from redlab.studies import Study
 
 STUDIES = sorted((conf_dir() / "study").rglob("*.yaml"))

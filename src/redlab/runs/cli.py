@@ -16,7 +16,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from redlab.config import ConfigError, conf_dir, explain, finalise, parse, with_choices
+from redlab.runs.check import ConfigError
+from redlab.runs.config import conf_dir, explain, finalise, parse, with_choices
 
 _EVALUATE_HELP = """\
 python evaluate.py run=<folder or checkpoint> [override ...]
@@ -62,7 +63,8 @@ def _train(argv: list[str]) -> None:
 
 
 def _job(cfg: DictConfig) -> float:
-    from redlab import run  # imports torch and lightning, which --help and a misspelt key need not wait for
+    # imports torch and lightning, which --help and a misspelt key need not wait for
+    from redlab.runs.train import train
 
     settings = HydraConfig.get()
     argv = list(sys.argv)
@@ -70,7 +72,7 @@ def _job(cfg: DictConfig) -> float:
         _pin_children_to_this_job(settings)
     try:
         final = finalise(with_choices(cfg, settings.runtime.choices))
-        metrics = run.train(final, Path(settings.runtime.output_dir))
+        metrics = train(final, Path(settings.runtime.output_dir))
     finally:
         sys.argv = argv
     return metrics.get("test/restored_accuracy", metrics.get("test/clean_accuracy", 0.0))
@@ -119,16 +121,18 @@ def _evaluate(argv: list[str]) -> None:
             overrides.append(str(word.input_line))
     if (own["run"] is None) == (own["study"] is None):
         raise ConfigError("Give run=<folder or checkpoint> or study=<paper>/<table>.")
-    from redlab import run
-
     if own["run"] is not None:
+        from redlab.runs.train import evaluate
+
         stamp = time.strftime("%Y-%m-%d/%H-%M-%S")
-        run.evaluate(Path(str(own["run"])), overrides, Path(str(own["out"] or f"outputs/{stamp}_evaluate")))
+        evaluate(Path(str(own["run"])), overrides, Path(str(own["out"] or f"outputs/{stamp}_evaluate")))
     else:
         seeds = own["seeds"] if isinstance(own["seeds"], list) else [own["seeds"]]
         if not seeds or not all(type(seed) is int for seed in seeds):
             raise ConfigError(f"seeds must be whole numbers, such as seeds=[0,1,2], got {own['seeds']!r}.")
-        run.study(str(own["study"]), str(own["scale"]), seeds, overrides, Path(str(own["out"] or "results")))
+        from redlab.runs.lab import study
+
+        study(str(own["study"]), str(own["scale"]), seeds, overrides, Path(str(own["out"] or "results")))
 
 
 def _guarded(command: Callable[[list[str]], None], argv: Sequence[str]) -> int:

@@ -1,14 +1,10 @@
-"""From a command line to a checked config. Hydra is known here, in ``run.py`` and in ``cli.py``, nowhere else."""
+"""From a command line to a config: composing, overriding, explaining. What a config must be stands in ``check.py``."""
 
 from __future__ import annotations
 
-import difflib
 import functools
-import inspect
-import pydoc
 import re
 from collections.abc import Iterator, Sequence
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +16,20 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-_FRACTION = re.compile(r"\s*-?\d+(\.\d+)?\s*/\s*\d+(\.\d+)?\s*")
-
-
-class ConfigError(ValueError):
-    """The config, or a file that it names, is wrong; the message is one sentence for the user."""
+from redlab.runs.check import (
+    ConfigError,
+    check_arguments,
+    check_fields,
+    check_types,
+    numbers,
+    suggest,
+    unknown_key,
+)
 
 
 def conf_dir() -> Path:
     """The folder of YAML files: inside an installed package, or at the root of a source checkout."""
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     packed = package / "conf"
     return packed if packed.is_dir() else package.parents[1] / "conf"
 
@@ -69,7 +69,7 @@ def with_choices(cfg: DictConfig, choices: Any) -> DictConfig:
     known = [*_groups(), "victims", *_root_config()]
     for key in cfg:
         if str(key) not in known and "local" not in chosen:
-            raise ConfigError(_unknown(str(key), known))
+            raise ConfigError(unknown_key(str(key), known))
     with open_dict(cfg):
         cfg.choices = chosen
         cfg.pop("hydra", None)
@@ -90,18 +90,18 @@ def finalise(cfg: DictConfig, *, trained: bool = False) -> DictConfig:
     if missing:
         raise ConfigError(f"{missing[0]} has no value: give it as {missing[0]}=...")
     try:
-        plain = _numbers(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
+        plain = numbers(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
     except OmegaConfBaseException as error:
         raise ConfigError(explain(error)) from error
     final: DictConfig = OmegaConf.create(plain)
     groups = [f"{k}={_group_value(v)}" for k, v in cfg.get("choices", {}).items() if k in _groups()]
     try:
-        defaults = _numbers(OmegaConf.to_container(compose(groups), resolve=False))
+        defaults = numbers(OmegaConf.to_container(compose(groups), resolve=False))
     except ConfigError:  # out of a checkpoint of somebody who had an option that is not here
         defaults = {}
-    _check_types(plain, defaults, "")
-    _check_arguments(plain, "")
-    _check_fields(final, trained)
+    check_types(plain, defaults, "")
+    check_arguments(plain, "")
+    check_fields(final, trained)
     return final
 
 
@@ -140,7 +140,7 @@ def override_stored(stored: dict[str, Any], overrides: Sequence[str]) -> DictCon
         if key in chosen:
             continue
         if key not in (known := _keys(cfg)) and not override.is_add():
-            raise ConfigError(_unknown(key, known))
+            raise ConfigError(unknown_key(key, known))
         OmegaConf.update(cfg, key, override.value(), force_add=True)
     cfg.choices = choices
     return finalise(cfg, trained=True)
@@ -172,7 +172,7 @@ def explain(error: BaseException, overrides: Sequence[str] = ()) -> str:
     text = " ".join(str(error).split())
     unknown = re.search(r"Could not override '([^']+)'", text) or re.search(r"Key '([^']+)' is not in struct", text)
     if unknown:
-        return _unknown(unknown.group(1).lstrip("+~"), [*_known_keys(overrides), *_groups()])
+        return unknown_key(unknown.group(1).lstrip("+~"), [*_known_keys(overrides), *_groups()])
     if "${data}_${method}" in text:
         return "The groups data and method cannot be left out."
     if isinstance(error, OverrideParseException):
@@ -213,7 +213,7 @@ def _default_option(group: str, chosen: dict[str, Any]) -> str:
 
 def _no_option(group: str, name: str) -> str:
     known = _options(group)
-    return f"{group}={name}: no such option.{_suggest(name, known)} Options: {', '.join(known)}."
+    return f"{group}={name}: no such option.{suggest(name, known)} Options: {', '.join(known)}."
 
 
 def _known_keys(overrides: Sequence[str]) -> list[str]:
@@ -238,6 +238,11 @@ def _keys(node: Any, prefix: str = "") -> list[str]:
     return keys
 
 
+def as_plain(node: Any) -> Any:
+    """The config as dictionaries, lists and values, with its interpolations resolved."""
+    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+
+
 def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """The leaves of plain data with their dotted names."""
     if isinstance(node, dict):
@@ -245,140 +250,3 @@ def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from leaves(value, f"{prefix}.{key}" if prefix else str(key))
     else:
         yield prefix, node
-
-
-def _unknown(key: str, known: Sequence[str]) -> str:
-    leaf = key.rsplit(".", 1)[-1]
-    same = [k for k in known if k.rsplit(".", 1)[-1] == leaf]  # lr, where method.optimizer.lr is meant
-    hint = f" Did you mean {min(same, key=lambda k: k.count('.'))!r}?" if same else _suggest(key, known)
-    return f"Unknown key {key!r} in the config.{hint}"
-
-
-def _suggest(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f" Did you mean {near[0]!r}?" if near else ""
-
-
-def _numbers(node: Any) -> Any:
-    if isinstance(node, dict):
-        return {k: _numbers(v) for k, v in node.items()}
-    if isinstance(node, list):
-        return [_numbers(v) for v in node]
-    if isinstance(node, str) and _FRACTION.fullmatch(node):
-        top, bottom = node.split("/")
-        if float(bottom) == 0:
-            raise ConfigError(f"{node!r} divides by zero.")
-        return float(Fraction(top.strip()) / Fraction(bottom.strip()))
-    return node
-
-
-_ANY_TYPE = ("trainer.devices",)  # a number, a list of devices, or "auto"
-
-
-def _check_types(given: Any, default: Any, path: str) -> None:
-    """A value must be of the kind of its default; a default of null or an interpolation accepts anything."""
-    if given is None or default is None or path in _ANY_TYPE:
-        return
-    if isinstance(default, str):
-        if isinstance(given, (dict, list)) and "${" not in default:
-            raise ConfigError(f"{path} must be a single value, got {given!r}.")
-        return
-    if isinstance(default, dict):
-        if not isinstance(given, dict):
-            raise ConfigError(f"{path} must be a group of settings, got {given!r}.")
-        for key, value in given.items():
-            if key in default:
-                _check_types(value, default[key], f"{path}.{key}" if path else str(key))
-        return
-    kinds: tuple[tuple[type[Any] | tuple[type[Any], ...], str], ...] = (
-        (bool, "true or false"),
-        ((int, float), "a number"),
-        (list, "a list"),
-    )
-    for kind, words in kinds:
-        if isinstance(default, kind):
-            if not isinstance(given, kind) or (isinstance(given, bool) and kind is not bool):
-                raise ConfigError(f"{path} must be {words}, got {given!r}.")
-            return
-
-
-def _targets(node: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    if isinstance(node, dict):
-        if node.get("_target_"):
-            yield path, node
-        for key, value in node.items():
-            yield from _targets(value, f"{path}.{key}" if path else str(key))
-    elif isinstance(node, list):
-        for i, value in enumerate(node):
-            yield from _targets(value, f"{path}[{i}]")
-
-
-def _check_arguments(plain: Any, path: str) -> None:
-    """Every key next to a ``_target_`` must be an argument of it, so that ``+method.typo=1`` cannot pass.
-
-    Where the argument is a whole number, the value must be one.
-    """
-    for where, node in _targets(plain, path):
-        try:
-            target: Any = pydoc.locate(str(node["_target_"]))
-            parameters = inspect.signature(target).parameters if target is not None else None
-        except ValueError:
-            continue  # a C function without a signature
-        except Exception as error:
-            raise ConfigError(f"{where}._target_={node['_target_']} cannot be imported: {error}") from error
-        if parameters is None:
-            raise ConfigError(f"{where}._target_={node['_target_']} cannot be imported: nothing has that name.")
-        if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-            continue
-        for key, value in node.items():
-            if not key.startswith("_") and key not in parameters:
-                raise ConfigError(f"Unknown key {where + '.' + key!r} in the config.{_suggest(key, list(parameters))}")
-            if isinstance(value, float) and parameters[key].annotation in (int, "int", "int | None"):
-                raise ConfigError(f"{where}.{key} must be a whole number, got {value}.")
-
-
-def _check_fields(cfg: DictConfig, trained: bool) -> None:
-    """Rules between fields that would otherwise fail late or silently."""
-    for part in ("data", "victims", "mix", "victim_training", "method", "trainer"):
-        if not cfg.get(part):
-            raise ConfigError(f"The config has no {part}: leave its group in.")
-    _check_names("victim_training", cfg.victim_training, ("classifier", "max_epochs", "seed"))
-    for name, victim in cfg.victims.items():
-        _check_names(f"victims.{name}", victim, _VICTIM)
-    trainer, logger = cfg.trainer, cfg.get("logger")
-    if trainer.max_epochs is not None and trainer.max_epochs < 1:
-        raise ConfigError(f"trainer.max_epochs must be at least 1, got {trainer.max_epochs}.")
-    if logger and logger.get("offline") and logger.get("log_model"):
-        raise ConfigError(
-            "logger.offline=true and logger.log_model=true exclude each other: wandb uploads online only."
-        )
-    if trainer.get("fast_dev_run"):
-        raise ConfigError("trainer.fast_dev_run writes no checkpoint; use trainer.limit_train_batches=2 max_epochs=1.")
-    if str(cfg.method._target_).endswith(".Classifier"):
-        for name, component in cfg.mix.components.items():
-            if component.attack is not None and component.get("against", "victim") != "self":
-                raise ConfigError(
-                    f"method=classifier has no victim to attack, but mix component {name} does: "
-                    f"add mix=clean, or mix=adversarial_training."
-                )
-    if trainer.get("overfit_batches"):
-        raise ConfigError("trainer.overfit_batches would show other images in every epoch; use data.limit_train=8.")
-    guide = cfg.method.get("guide")
-    if guide is not None and guide not in cfg.victims and not trained:
-        raise ConfigError(f"method.guide={guide} is not one of the victims: {', '.join(cfg.victims)}.")
-    for name, component in (cfg.mix.get("components") or {}).items():
-        for victim in component.get("victims") or ():
-            if victim not in cfg.victims:
-                raise ConfigError(
-                    f"mix.components.{name}.victims names {victim!r}, but the victims are {', '.join(cfg.victims)}; "
-                    f"add it with victim=[...]."
-                )
-
-
-_VICTIM = ("backbone", "mean", "std", "input_size", "feature_layer", "weights", "training")
-
-
-def _check_names(path: str, node: DictConfig, known: Sequence[str]) -> None:
-    for key in node:
-        if key not in known:
-            raise ConfigError(f"Unknown key '{path}.{key!s}' in the config.{_suggest(str(key), known)}")

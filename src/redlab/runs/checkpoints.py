@@ -1,0 +1,184 @@
+"""What a run keeps in its checkpoints, and how it is read back."""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+import redlab
+from redlab.data import AttackDataModule
+from redlab.methods.base import Method
+from redlab.runs.build import build
+from redlab.runs.check import ConfigError
+from redlab.runs.config import as_plain, finalise, leaves
+from redlab.runs.console import console
+from redlab.victims import Victim, state_hash
+from redlab.victims.classifier import Classifier
+
+
+class RunRecord(Callback):
+    """Puts into every checkpoint what is needed to evaluate it anywhere: config, names of the attacks, victims."""
+
+    def __init__(self, cfg: DictConfig) -> None:
+        self.config = as_plain(cfg)
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Adds the record."""
+        data: AttackDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        record: dict[str, Any] = {
+            "config": self.config,
+            "version": redlab.__version__,
+            "attacks": list(data.mix.names),
+            "victims": {},
+        }
+        for name, victim in data.victims.items():
+            if isinstance(victim, Victim):
+                record["victims"][name] = {"sha256": state_hash(victim), "clean_accuracy": victim.clean_accuracy}
+                if self.config["save_victims"] and self.config["victims"][name]["weights"] != "builtin":
+                    record["victims"][name]["state_dict"] = victim.state_dict()
+        checkpoint["redlab"] = record
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Corrects paths: in a folder that has moved, ModelCheckpoint would forget which checkpoint is the best."""
+        for state in checkpoint["callbacks"].values():
+            if "best_model_path" in state:
+                folder = os.path.realpath(Path(trainer.default_root_dir) / "checkpoints")
+                here = {path: os.path.join(folder, os.path.basename(path)) for path in state["best_k_models"]}
+                state["best_k_models"] = {here[path]: score for path, score in state["best_k_models"].items()}
+                for key in ("best_model_path", "kth_best_model_path", "last_model_path"):
+                    state[key] = here.get(state[key], state[key])
+                state["dirpath"] = folder
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Takes away the numbers of a shorter training, since a folder with numbers is a finished run."""
+        if trainer.is_global_zero:
+            out = Path(trainer.default_root_dir)
+            (out / "metrics.json").unlink(missing_ok=True)
+            # not earlier: a mistake in a resumed run must leave the folder as it was
+            (out / "config.yaml").write_text(OmegaConf.to_yaml(self.config))
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Loads a checkpoint without executing anything in it.
+
+    Raises:
+        ConfigError: the file is missing, empty, truncated, or was not written by redlab.
+    """
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such checkpoint.")
+    if path.stat().st_size == 0:
+        raise ConfigError(f"{path} is empty: not a checkpoint.")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises RuntimeError, EOFError, UnpicklingError, ValueError, KeyError, ...
+        raise ConfigError(
+            f"{path} cannot be read as a checkpoint; it may be truncated or of another program."
+        ) from error
+    if not isinstance(checkpoint, dict) or "redlab" not in checkpoint:
+        raise ConfigError(f"{path} was not written by a redlab run.")
+    return checkpoint
+
+
+def same_method(path: Path, checkpoint: Mapping[str, Any], cfg: DictConfig) -> None:
+    """All that stands under ``method``: an optimiser goes on with its numbers out of the checkpoint, too."""
+    method = checkpoint["redlab"]["config"]["method"]
+    if method["_target_"] != cfg.method._target_:
+        theirs, ours = (target.rsplit(".", 1)[1] for target in (method["_target_"], cfg.method._target_))
+        raise ConfigError(f"{path} holds a {theirs}, not a {ours}.")
+    before, now = (dict(leaves(node, "method")) for node in (method, as_plain(cfg.method)))
+    for key in [*now, *before]:
+        if before.get(key) != now.get(key):
+            raise ConfigError(
+                f"{path} was trained with {key}={before.get(key)}, not {now.get(key)}; train that in another folder."
+            )
+
+
+def resume_from(out: Path, cfg: DictConfig) -> Path | None:
+    """The newest readable checkpoint of a folder: ``last``, or ``best`` where ``last`` is damaged."""
+    damaged = None
+    for path in (out / "checkpoints" / "last.ckpt", out / "checkpoints" / "best.ckpt"):
+        if not path.exists():
+            continue
+        try:
+            checkpoint = read_checkpoint(path)
+        except ConfigError as error:
+            damaged = error
+            console.print(f"[yellow]{error}[/]")
+            continue
+        same_method(path, checkpoint, cfg)
+        return path
+    if damaged is not None:
+        raise ConfigError(f"{damaged} Nothing in {out}/checkpoints can be resumed; remove it or use another folder.")
+    return None
+
+
+def own_victims(cfg: DictConfig, resume: Path | None) -> Mapping[str, Any] | None:
+    """The victims that a run to be resumed has in its checkpoint, if the config still asks for the same."""
+    if resume is None:
+        return None
+    record = read_checkpoint(resume)["redlab"]
+    before: dict[str, Any] = record["config"]
+    same = before["victims"] == as_plain(cfg.victims) and before["victim_training"] == as_plain(cfg.victim_training)
+    victims: Mapping[str, Any] = record["victims"]
+    return victims if same else None
+
+
+def finished(cfg: DictConfig, out: Path, resume: Path) -> dict[str, float] | None:
+    """The numbers of a run that has nothing left to do."""
+    done: int = read_checkpoint(resume)["epoch"] + 1
+    if cfg.trainer.max_epochs is None or done < cfg.trainer.max_epochs or not (out / "metrics.json").is_file():
+        return None
+    numbers: dict[str, float] = json.loads((out / "metrics.json").read_text())
+    return numbers
+
+
+def find_checkpoint(run: Path) -> Path:
+    """The checkpoint that a run folder or a path stands for: ``best``, or ``last`` if there is no best."""
+    if run.is_dir():
+        for name in ("best.ckpt", "last.ckpt"):
+            if (run / "checkpoints" / name).is_file():
+                return run / "checkpoints" / name
+        raise ConfigError(f"{run} has no checkpoints/best.ckpt or last.ckpt.")
+    return run
+
+
+def load(run: str | Path) -> Method | Classifier:
+    """A trained method, in eval mode, from a run folder or a checkpoint; for notebooks.
+
+    Example: ``x_hat = redlab.load("outputs/...").restore(x_adv)``.
+    """
+    path = find_checkpoint(Path(run))
+    checkpoint = read_checkpoint(path)
+    method, _ = build(finalise(OmegaConf.create(checkpoint["redlab"]["config"])), checkpoint["redlab"]["victims"])
+    load_weights(method, path, checkpoint)
+    return method.eval()
+
+
+def load_weights(method: Method | Classifier, path: Path, checkpoint: dict[str, Any]) -> None:
+    """Fills a method with the weights of a checkpoint.
+
+    Raises:
+        ConfigError: they do not fit.
+    """
+    method.on_load_checkpoint(checkpoint)
+    try:
+        method.load_state_dict(checkpoint["state_dict"])
+    except RuntimeError as error:
+        raise ConfigError(f"{path} does not fit the method in its own config: {str(error).splitlines()[0]}") from error
+
+
+def check_hashes(record: Mapping[str, Any], victims: Mapping[str, nn.Module]) -> None:
+    """Warns of victims that are not those of the record."""
+    for name, victim in victims.items():
+        if name in record and isinstance(victim, Victim) and state_hash(victim) != record[name]["sha256"]:
+            warnings.warn(f"victim {name} is not the one that the checkpoint was trained with", stacklevel=2)

@@ -1,0 +1,80 @@
+"""Studies: runs trained or found, and the card of a paper's table or figure."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from redlab.report import console as table_for_console
+from redlab.report import save_figure
+from redlab.runs.check import ConfigError
+from redlab.runs.config import as_plain, compose, conf_dir, finalise
+from redlab.runs.console import console
+from redlab.runs.train import train
+from redlab.studies.study import Card, Study, card_figure, card_markdown, card_tables
+
+
+def study(name: str, scale: str, seeds: Sequence[int], overrides: Sequence[str], out: Path) -> Card:
+    """Makes a table or figure of a paper: trains or finds its runs, prints ours beside the paper's, writes the card.
+
+    Args:
+        name: ``<paper>/<table>``, a file under ``conf/study``.
+        scale: a scale of the study.
+        seeds: each run is made once per seed.
+        overrides: for every run.
+        out: the card goes to ``<out>/<paper>/<table>_<data>_<scale>.json``, markdown and figure beside it.
+
+    Raises:
+        ConfigError: there is no such study.
+    """
+    file = conf_dir() / "study" / f"{name}.yaml"
+    if not file.is_file():
+        known = sorted(
+            str(p.relative_to(conf_dir() / "study").with_suffix("")) for p in file.parents[1].rglob("*.yaml")
+        )
+        raise ConfigError(f"study={name}: there is no such study. Studies: {', '.join(known)}.")
+    paper_study: Study = instantiate(OmegaConf.load(file))
+    # composed once before anything is trained, so that a mistake in the overrides costs nothing
+    first = next(iter(paper_study.runs))
+    cfg = finalise(compose(paper_study.overrides(first, scale, overrides)))
+    card = paper_study.run(
+        train_or_find,
+        overrides,
+        scale,
+        seeds,
+        data=cfg.data.name,
+        device=_device_name(),
+        values_per_image=cfg.data.channels * cfg.data.image_size**2,
+    )
+    path = card.save(out / f"{name}_{card.data}_{scale}.json")
+    for table in card_tables(card):
+        console.print(table_for_console(table))
+    path.with_suffix(".md").write_text(card_markdown(card), encoding="utf-8")
+    save_figure(card_figure(card), path.with_suffix(".png"))
+    console.print(f"Card: [bold]{path}[/] (.md and .png beside it)")
+    return card
+
+
+def train_or_find(overrides: Sequence[str]) -> dict[str, float]:
+    """The numbers of a run: read where it is finished under ``outputs/runs``, else trained (or resumed) there."""
+    cfg = finalise(compose(overrides))
+    relevant = {k: v for k, v in as_plain(cfg).items() if k not in ("name", "logger", "debug", "choices")}
+    key = hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:10]
+    out = Path("outputs/runs") / f"{cfg.choices.method}_{cfg.data.name}_seed{cfg.seed}_{key}"
+    if (out / "metrics.json").is_file():
+        console.print(f"Found {out}")
+        numbers: dict[str, float] = json.loads((out / "metrics.json").read_text())
+        return numbers
+    return train(cfg, out)
+
+
+def _device_name() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"CPU, {torch.get_num_threads()} threads"
