@@ -162,8 +162,6 @@ def _finish(
         part.write_text(json.dumps(metrics, indent=2, sort_keys=True) + "\n")
         os.replace(part, out / "metrics.json")
         minutes = (time.time() - started) / 60
-        shown = [cell.attack > 0 and not cell.adaptive for cell in data.test_cells]
-        examples = getattr(method, "examples", [])
         report = run_report(
             out,
             title=f"{cfg.choices.method} on {cfg.data.name}",
@@ -171,7 +169,7 @@ def _finish(
             f"Seed {cfg.seed}, {trainer.strategy.root_device}, {minutes:.1f} minutes.",
             config=OmegaConf.to_yaml(cfg),
             metrics=metrics,
-            examples=[e for e, show in zip(examples, shown, strict=False) if show],
+            examples=getattr(method, "examples", []),
             attack_names=data.mix.names,
             victims=data.victims,
             class_names=data.classes,
