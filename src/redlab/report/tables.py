@@ -216,9 +216,11 @@ def html(table: Table) -> str:
     """The table as an HTML fragment; every text is escaped."""
 
     def cells(tag: str, row: tuple[str, ...]) -> str:
+        """Numbers, with their units, are not broken."""
+        kinds = [cell if cell in TONES else "number" if tag == "td" and len(cell) <= 12 else "" for cell in row]
         return "".join(
-            f'<{tag} class="{cell}">{cell}</{tag}>' if cell in TONES else f"<{tag}>{_html.escape(cell)}</{tag}>"
-            for cell in row
+            f'<{tag} class="{kind}">{_html.escape(cell)}</{tag}>' if kind else f"<{tag}>{_html.escape(cell)}</{tag}>"
+            for kind, cell in zip(kinds, row, strict=True)
         )
 
     body = "".join(f"<tr>{cells('td', row)}</tr>\n" for row in table.rows)
