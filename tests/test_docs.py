@@ -1,9 +1,11 @@
 """What README and docs promise is true: their code runs, their commands too, their links lead somewhere."""
 
+import contextlib
 import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
 from torch import nn
 
 from printed import PAGES, ROOT, blocks, commands, files, imported
@@ -31,7 +34,7 @@ NOT_HERE = {
     "srun": "needs a SLURM cluster",
     "python train.py trainer=ddp trainer.devices=8": "needs eight devices",
     "python evaluate.py study=<paper>/<table>": "a pattern; README has one that runs",
-    "python train.py data=stripes": "needs the data set of its page, see test_a_guide_followed_to_the_letter",
+    "python train.py data=stripes": "needs the data set of its page, see test_guides.py",
 }
 # what is put behind a printed command so that it takes seconds
 SHORT = {
@@ -132,6 +135,18 @@ def test_yaml_composes_and_names_what_there_is(page, path, text, tmp_path, monke
     assert group == "attack" or final.choices[group] == name
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_yaml_without_a_path_fits_into_a_mix(page):
+    whole = {text for _, text in files(page)}
+    for text in blocks(page, "yaml"):
+        if text not in whole:
+            (components,) = OmegaConf.create(text).values()
+            cfg = compose()
+            for name, component in components.items():
+                OmegaConf.update(cfg, f"mix.components.{name}", component, force_add=True)
+            assert set(components) <= set(finalise(cfg).mix.components)
+
+
 # ---- commands -------------------------------------------------------------------------------------------------------
 
 
@@ -210,9 +225,17 @@ def test_a_printed_command_runs(printed, desk, tiny, clean_env):
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     env = clean_env | {"PATH": path, "PYTHONPATH": str(ROOT / "src")}
     before = set(desk.glob("outputs/*/*_sweep/*/metrics.json"))
-    done = subprocess.run(["bash", "-c", command], cwd=desk, env=env, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "error" not in done.stderr
+    said = desk / "said.txt"
+    with said.open("w") as file:
+        process = subprocess.Popen(
+            ["bash", "-c", command], cwd=desk, env=env, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    try:
+        assert process.wait(600) == 0, said.read_text()[-3000:]
+    finally:
+        with contextlib.suppress(ProcessLookupError):  # no rank of it outlives the test
+            os.killpg(process.pid, signal.SIGKILL)
+    assert "error:" not in said.read_text()
     jobs = torch.tensor([len(word.split(",")) for word in words_of(printed) if "=" in word]).prod()
     made = set(desk.glob("outputs/*/*_sweep/*/metrics.json")) - before
     assert len(made) == (jobs if " -m " in printed else 0)
@@ -230,7 +253,9 @@ def test_ci_runs_the_readmes_test_command():
     readme = " ".join((ROOT / "README.md").read_text().split())
     command = "uv pip install -e '.[test]' && pytest"
     assert f"`{command}`" in readme
-    assert command in (ROOT / ".ci" / "run").read_text()
+    ci = (ROOT / ".ci" / "run").read_text()
+    assert command in ci
+    assert "--resolution lowest-direct -e '.[test]'\n\"$lowest/bin/python\" -m pytest\n" in ci
     assert "pip install -e . && python train.py" in (ROOT / "README.md").read_text()
 
 

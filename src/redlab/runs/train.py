@@ -146,7 +146,7 @@ def _show_config(cfg: DictConfig, out: Path) -> None:
     """What one looks for first; all of it is in config.yaml, and ``--cfg job`` prints it."""
     device = cfg.trainer.accelerator
     if device == "auto":
-        device = torch.accelerator.current_accelerator() or "cpu"
+        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
     lines = {
         "method": f"{cfg.choices.method}, seed {cfg.seed}",
         "data": cfg.data.name,
