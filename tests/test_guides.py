@@ -18,7 +18,7 @@ def checkout(tmp_path):
     folder = tmp_path / "checkout"
     for name in ("src", "conf", "tests", "docs"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "train.py", "evaluate.py", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "train.py", "evaluate.py", "README.md", "LICENSE", "CHANGELOG.md"):
         shutil.copy(ROOT / name, folder)
     return folder
 
@@ -36,11 +36,21 @@ def export(checkout, package, module, name):
     put(file, "\n__all__ = [", f"from redlab.{package}.{module} import {name}\n\n__all__ = [\n    {name!r},")
 
 
+def add_to_conf(checkout, path, text):
+    """Writes a YAML file, and counts it where the files of conf/ are counted."""
+    (checkout / path).write_text(text)
+    test = checkout / "tests" / "test_config.py"
+    for pattern, more in ((r"len\(FILES\) == (\d+)", 1), (r"in FILES\) <= (\d+)", len(text.splitlines()))):
+        said = re.search(pattern, test.read_text())
+        put(test, said[0], said[0].replace(said[1], str(int(said[1]) + more)))
+
+
 def follow_attack(checkout, page):
     (checkout / "src/redlab/attacks/random_signs.py").write_text(blocks(page, "python")[0])
     export(checkout, "attacks", "random_signs", "RandomSigns")
     (line,) = blocks(page, "py")
-    put(checkout / "tests/attacks/test_contract.py", "\nATTACKS = [", f"\nATTACKS = [\n    {line.strip()},")
+    suite = checkout / "tests/attacks/test_contract.py"
+    put(suite, "\nATTACKS = [", f"\nfrom redlab.attacks import RandomSigns\n\nATTACKS = [\n    {line.strip()},")
     table = checkout / "docs" / "attacks.md"
     put(
         table,
@@ -54,7 +64,8 @@ def follow_method(checkout, page):
     (checkout / "src/redlab/methods/smoother.py").write_text(blocks(page, "python")[0])
     export(checkout, "methods", "smoother", "Smoother")
     (line,) = blocks(page, "py")
-    put(checkout / "tests/methods/test_method_contract.py", "\nMETHODS = {", "\nMETHODS = {\n    " + line)
+    suite = checkout / "tests/methods/test_method_contract.py"
+    put(suite, "\nMETHODS = {", "\nfrom redlab.methods import Smoother\n\nMETHODS = {\n    " + line)
     put(checkout / "tests/test_config.py", "\nCOMPOSED = {", "\nCOMPOSED = {\n    'smoother': ['method=smoother'],")
     return ["tests/methods", "-k", "smoother or Smoother or all_methods or left_out"], 9
 
@@ -77,7 +88,7 @@ def test_a_guide_followed_to_the_letter(name, checkout, tiny, clean_env, tmp_pat
     page = ROOT / "docs" / f"{name}.md"
     suite, least = FOLLOWED[name](checkout, page)
     for path, text in files(page):
-        (checkout / path).write_text(text)
+        add_to_conf(checkout, path, text)
     env = clean_env | {"PYTHONPATH": str(checkout / "src")}
 
     def run(*words):
@@ -89,7 +100,8 @@ def test_a_guide_followed_to_the_letter(name, checkout, tiny, clean_env, tmp_pat
 
     said = run("-m", "pytest", "-n", "0", "-q", *suite)
     assert int(re.search(r"(\d+) passed", said)[1]) >= least
-    run("-m", "pytest", "-n", "0", "-q", "tests/test_layers.py", "tests/test_config.py")
+    rules = ["tests/test_layers.py", "tests/test_config.py", "-k", "layers or every_option or size_of_conf or harmless"]
+    run("-m", "pytest", "-n", "0", "-q", *rules)
     run("-m", "mypy", "src/redlab/" + {"add_an_attack": "attacks", "add_a_method": "methods"}.get(name, "data"))
     choice = {
         "add_an_attack": "attack@mix.components.pgd.attack=random_signs",
