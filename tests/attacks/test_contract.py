@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from printed import ROOT, entry
 from redlab.attacks import (
     APGD,
     BPDA,
@@ -122,6 +123,7 @@ ATTACKS = [
     Case("autoattack", partial(AutoAttack, steps=2, queries=2, targets=2), "linf"),
     Case("wasserstein-pgd", partial(WassersteinPGD, steps=2, window=3, dual_steps=5), None, draws=False),
     Case("wasserstein-frank-wolfe", partial(WassersteinFrankWolfe, steps=2, window=3), None, draws=False),
+    *entry(ROOT / "docs" / "add_an_attack.md", globals()),  # what people start from
 ]
 
 VOCABULARY = {
@@ -139,7 +141,6 @@ VOCABULARY = {
 
 EPS = {"linf": 0.1, "l2": 1.0}
 CASES_AND_KINDS = [(c, kind) for c in ATTACKS for kind in ("untargeted", "targeted") if c.targeted or kind[0] == "u"]
-ROOT = pathlib.Path(__file__).parents[2]
 
 every = pytest.mark.parametrize("case", ATTACKS, ids=lambda case: case.name)
 every_kind = pytest.mark.parametrize(

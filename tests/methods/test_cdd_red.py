@@ -106,13 +106,13 @@ def test_results_are_those_of_the_crafting_victim(method, datamodule, trainer):
 
 
 def test_examples(method, datamodule, trainer):
-    data = datamodule(n=24, batch_size=12, adaptive=(False, True), valid=torch.arange(24) > 0)
+    data = datamodule(n=40, batch_size=5, adaptive=(False, True), valid=torch.arange(40) > 1)
     module = method(data.victims)
     for _ in range(2):  # a second test starts over
         trainer().test(module, data, verbose=False)
-        assert [len(pairs) for pairs, _ in module.examples] == [8, 8]
+        assert len(module.examples) == 1  # of the cell whose attack knows nothing of the method
     pairs, restored = module.examples[0]
-    assert torch.equal(pairs.adv, data.pairs.adv[1:9])
+    assert bool((pairs.valid & (pairs.attack == 1)).all())
     with torch.no_grad():
         assert torch.allclose(restored, module.eval().estimate(pairs.adv), atol=1e-6)
 

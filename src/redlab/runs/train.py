@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import lightning as L
+import torch
 from hydra.utils import instantiate
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
-from rich.syntax import Syntax
+from rich.text import Text
 
 from redlab.data import AttackDataModule
 from redlab.methods.base import Method
@@ -152,8 +153,20 @@ def _prepare_folder(cfg: DictConfig, out: Path) -> None:
 
 @rank_zero_only
 def _show_config(cfg: DictConfig, out: Path) -> None:
-    console.print(Syntax(OmegaConf.to_yaml(cfg), "yaml", background_color="default", word_wrap=True))
-    console.print(f"Writing to [bold]{out}[/]")
+    """What one looks for first; all of it is in config.yaml, and ``--cfg job`` prints it."""
+    device = cfg.trainer.accelerator
+    if device == "auto":
+        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+    lines = {
+        "method": f"{cfg.choices.method}, seed {cfg.seed}",
+        "data": cfg.data.name,
+        "victims": ", ".join(cfg.victims),
+        "attacks": f"{', '.join(cfg.mix.components)} (mix={cfg.choices.get('mix')})",
+        "device": f"{cfg.trainer.devices} x {device}",
+        "folder": str(out),
+    }
+    for name, value in lines.items():
+        console.print(Text(f"{name:8}{value}"), soft_wrap=True)
 
 
 def _finish(
@@ -172,8 +185,6 @@ def _finish(
         part.write_text(json.dumps(metrics, indent=2, sort_keys=True) + "\n")
         os.replace(part, out / "metrics.json")
         minutes = (time.time() - started) / 60
-        shown = [cell.attack > 0 and not cell.adaptive for cell in data.test_cells]
-        examples = getattr(method, "examples", [])
         report = run_report(
             out,
             title=f"{cfg.choices.method} on {cfg.data.name}",
@@ -181,7 +192,7 @@ def _finish(
             f"Seed {cfg.seed}, {trainer.strategy.root_device}, {minutes:.1f} minutes.",
             config=OmegaConf.to_yaml(cfg),
             metrics=metrics,
-            examples=[e for e, show in zip(examples, shown, strict=False) if show],
+            examples=getattr(method, "examples", []),
             attack_names=data.mix.names,
             victims=data.victims,
             class_names=data.classes,
