@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 _FRACTION = re.compile(r"\s*-?\d+(\.\d+)?\s*/\s*\d+(\.\d+)?\s*")
 
@@ -110,13 +110,15 @@ def check_fields(cfg: DictConfig, trained: bool) -> None:
     _check_names("victim_training", cfg.victim_training, ("classifier", "max_epochs", "seed"))
     for name, victim in cfg.victims.items():
         _check_names(f"victims.{name}", victim, _VICTIM)
-    trainer, logger = cfg.trainer, cfg.get("logger")
+    trainer = cfg.trainer
     if trainer.max_epochs is not None and trainer.max_epochs < 1:
         raise ConfigError(f"trainer.max_epochs must be at least 1, got {trainer.max_epochs}.")
-    if logger and logger.get("offline") and logger.get("log_model"):
-        raise ConfigError(
-            "logger.offline=true and logger.log_model=true exclude each other: wandb uploads online only."
-        )
+    for name, logger in (cfg.get("logger") or {}).items():
+        if logger.get("offline") and logger.get("log_model"):
+            raise ConfigError(
+                f"logger.{name}.offline=true and logger.{name}.log_model=true exclude each other: "
+                f"wandb uploads online only."
+            )
     if trainer.get("fast_dev_run"):
         raise ConfigError("trainer.fast_dev_run writes no checkpoint; use trainer.limit_train_batches=2 max_epochs=1.")
     if str(cfg.method._target_).endswith(".Classifier"):
@@ -138,6 +140,65 @@ def check_fields(cfg: DictConfig, trained: bool) -> None:
                     f"mix.components.{name}.victims names {victim!r}, but the victims are {', '.join(cfg.victims)}; "
                     f"add it with victim=[...]."
                 )
+
+
+# What redlab sets itself, so that a value of the user's would be dropped: where to set it instead. A star is any name.
+_ELSEWHERE = {
+    "trainer.logger": "choose loggers with logger=csv, or logger=[csv,wandb]",
+    "trainer.default_root_dir": "hydra.run.dir=... is the folder of a run",
+    "trainer.limit_predict_batches": "a run predicts nothing, so leave it out",
+    "trainer.model_registry": "logger.wandb.log_model=true uploads checkpoints",
+    "data.mix": "choose one with mix=...",
+    "data.victims": "choose them with victim=[...]",
+    "data.seed": "it is seed=...",
+    "mix.seed": "it is seed=...",
+    "method.victims": "choose them with victim=[...]",
+    "logger.*.save_dir": "hydra.run.dir=... is the folder of a run",
+    "logger.csv.name": "the report looks for its curves under csv",
+    "logger.csv.version": "the report looks for its curves under csv/version_<number>",
+    "logger.csv.prefix": "the report looks for its curves by their names",
+    "logger.wandb.name": "it is name=...",
+    "logger.wandb.config": "it is the config of the run",
+    "logger.wandb.resume": "a run resumes by itself",
+    **dict.fromkeys(("logger.wandb.id", "logger.wandb.version"), "a run keeps its own in wandb_id.txt"),
+    "logger.wandb.dir": "hydra.run.dir=... is the folder of a run",
+}
+# What would take away from a run what it needs, or change nothing.
+_FIXED = {
+    "trainer.enable_checkpointing": (False, "a run is tested, and resumed, from its checkpoints"),
+    "trainer.barebones": (True, "it forbids the checkpoints and metrics that a run is about"),
+    "trainer.use_distributed_sampler": (True, "the data module gives each process its share by itself"),
+}
+_OF_VICTIM = ("backbone", "num_classes", "mean", "std", "input_size", "feature_layer", "name")
+
+
+def check_acts(cfg: DictConfig) -> None:
+    """Refuses what a user can write into a config but redlab would pass over.
+
+    Raises:
+        ConfigError: such a key is set; the message says where it can be set.
+    """
+    for key, remedy in _ELSEWHERE.items():
+        parent, leaf = key.rsplit(".", 1)
+        group, _, star = parent.partition(".")
+        node = cfg.get(group) or {}
+        for name in node if star == "*" else [star]:
+            if ((node.get(name) if name else node) or {}).get(leaf) is not None:
+                raise ConfigError(f"{'.'.join(filter(None, (group, name, leaf)))} has no effect here: {remedy}.")
+    for key, (value, reason) in _FIXED.items():
+        if OmegaConf.select(cfg, key) is value:
+            raise ConfigError(f"{key}={str(value).lower()} cannot be: {reason}.")
+    for path in ("method", "victim_training.classifier"):
+        node = OmegaConf.select(cfg, path) or {}
+        for leaf in _OF_VICTIM if str(node.get("_target_")).endswith(".Classifier") else ():
+            if leaf in node:
+                raise ConfigError(f"{path}.{leaf} has no effect here: set it at victims.<name>.{leaf}.")
+    callbacks = cfg.trainer.get("callbacks") or []
+    for callback in [callbacks] if isinstance(callbacks, DictConfig) else callbacks:
+        if not isinstance(callback, DictConfig) or "_target_" not in callback:
+            raise ConfigError(f"trainer.callbacks takes nodes such as [{{_target_: my.Callback}}], got {callback!r}.")
+    if "none" in (loggers := cfg.get("logger") or {}) and len(loggers) > 1:
+        raise ConfigError(f"logger=[{','.join(map(str, loggers))}]: none stands alone; leave it out, or the others.")
 
 
 _VICTIM = ("backbone", "mean", "std", "input_size", "feature_layer", "weights", "training")

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -27,10 +28,16 @@ from redlab.victims.classifier import Classifier
 
 
 class RunRecord(Callback):
-    """Puts into every checkpoint what is needed to evaluate it anywhere: config, names of the attacks, victims."""
+    """Puts into every checkpoint what is needed to evaluate it anywhere: config, names of the attacks, victims.
 
-    def __init__(self, cfg: DictConfig) -> None:
+    Args:
+        cfg: a finalised config.
+        kept: the callbacks that write the run's own checkpoints.
+    """
+
+    def __init__(self, cfg: DictConfig, kept: Sequence[ModelCheckpoint] = ()) -> None:
         self.config = as_plain(cfg)
+        self.kept = [callback.state_key for callback in kept]
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Adds the record."""
@@ -50,8 +57,8 @@ class RunRecord(Callback):
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Corrects paths: in a folder that has moved, ModelCheckpoint would forget which checkpoint is the best."""
-        for state in checkpoint["callbacks"].values():
-            if "best_model_path" in state:
+        for name, state in checkpoint["callbacks"].items():
+            if name in self.kept:  # a user's own has its own folder
                 folder = os.path.realpath(Path(trainer.default_root_dir) / "checkpoints")
                 here = {path: os.path.join(folder, os.path.basename(path)) for path in state["best_k_models"]}
                 state["best_k_models"] = {here[path]: score for path, score in state["best_k_models"].items()}
@@ -140,6 +147,19 @@ def finished(cfg: DictConfig, out: Path, resume: Path) -> dict[str, float] | Non
         return None
     numbers: dict[str, float] = json.loads((out / "metrics.json").read_text())
     return numbers
+
+
+def best_score(out: Path) -> float | None:
+    """What the best checkpoint of a run folder scored on the validation images: the objective of a sweep.
+
+    None where there is no such checkpoint or number, for instance without validation images; no number stands for it.
+    """
+    path = out / "checkpoints" / "best.ckpt"
+    if not path.is_file():
+        return None
+    states = read_checkpoint(path)["callbacks"].values()
+    scores = [s["best_model_score"] for s in states if Path(s.get("best_model_path") or "").name == path.name]
+    return float(scores[0]) if scores and math.isfinite(scores[0]) else None
 
 
 def find_checkpoint(run: Path) -> Path:
