@@ -252,7 +252,7 @@ def test_a_target_knows_its_arguments(path):
 def test_the_size_of_conf_is_known():
     """It grows on purpose, not by drift."""
     assert len(FILES) == 83
-    assert sum(len(path.read_text().splitlines()) for path in FILES) <= 1084
+    assert sum(len(path.read_text().splitlines()) for path in FILES) <= 1085
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(CONF)))
@@ -313,6 +313,31 @@ def test_seed_zero_is_a_seed(changed):
         ("mix.components.pgd.attack.step", 1, "Did you mean 'steps'?"),
         ("victims.small_cnn.typo", 1, "Unknown key 'victims.small_cnn.typo'"),
         ("victim_training.max_epoch", 1, "Did you mean 'max_epochs'?"),
+        ("victim_training.max_epochs", 0, "victim_training.max_epochs must be a whole number of at least 1, got 0"),
+        ("victim_training.batch_size", 0, "victim_training.batch_size must be a whole number of at least 1, got 0"),
+        ("victim_training.limit_train", 0, "victim_training.limit_train must be a number of images, or null for all"),
+        ("victim_training.val_size", -1, "victim_training.val_size must be a share or number of images, got -1"),
+        ("victim_training.seed", -1, "victim_training.seed must be a whole number from 0 to 4294967295, got -1"),
+        ("victims.small_cnn.training.max_epochs", 0, "victims.small_cnn.training.max_epochs must be a whole number"),
+        ("victims.small_cnn.training.max_epoch", 3, "Unknown key 'victims.small_cnn.training.max_epoch'"),
+        ("victims.small_cnn.training.classifier.optimizer.lr", "x", "training.classifier.optimizer.lr must be a num"),
+        ("victims.small_cnn.training.classifier.optimizer.lrr", 1, "Did you mean 'lr'?"),
+        ("trainer.logger", True, "trainer.logger has no effect here: choose loggers with logger=csv"),
+        ("trainer.default_root_dir", "x", "trainer.default_root_dir has no effect here: hydra.run.dir=..."),
+        ("trainer.limit_predict_batches", 1, "trainer.limit_predict_batches has no effect here"),
+        ("trainer.model_registry", "x", "trainer.model_registry has no effect here"),
+        ("trainer.enable_checkpointing", False, "trainer.enable_checkpointing=false cannot be"),
+        ("trainer.barebones", True, "trainer.barebones=true cannot be"),
+        ("trainer.use_distributed_sampler", True, "trainer.use_distributed_sampler=true cannot be"),
+        ("trainer.callbacks", ["x"], r"trainer.callbacks takes nodes such as \[{_target_: my.Callback}\], got 'x'"),
+        ("data.seed", 1, "data.seed has no effect here: it is seed=..."),
+        ("data.victims", {}, "data.victims has no effect here"),
+        ("mix.seed", 1, "mix.seed has no effect here: it is seed=..."),
+        ("method.victims", {}, "method.victims has no effect here"),
+        ("logger.csv.save_dir", "x", "logger.csv.save_dir has no effect here: hydra.run.dir=..."),
+        ("logger.csv.name", "x", "logger.csv.name has no effect here"),
+        ("logger.csv.version", 3, "logger.csv.version has no effect here"),
+        ("victim_training.classifier.mean", 0.5, "victim_training.classifier.mean has no effect here: set it at vict"),
         ("method._target_", "redlab.methods.Nothing", "method._target_=redlab.methods.Nothing cannot be imported"),
         ("data.num_classes", "???", "data.num_classes has no value: give it as data.num_classes=..."),
         ("data.num_classes", "${nothing}", "nothing"),
@@ -339,6 +364,12 @@ def test_a_wrong_value(changed, key, value, says):
         (["logger=wandb", "logger.offline=false"], "Did you mean 'logger.wandb.offline'?"),
         (["method=classifier"], "add mix=clean, or mix=adversarial_training"),
         (["~victim"], "no victims"),
+        (["victim=[lenet,small_cnn,lenet]"], "names lenet twice"),
+        (["logger=[csv,csv]"], "names csv twice"),
+        (["logger=[csv,none]"], "logger=[csv,none]: none stands alone"),
+        (["logger=wandb", "+logger.wandb.id=x"], "logger.wandb.id has no effect here"),
+        (["logger=[csv,wandb]", "+logger.wandb.name=x"], "logger.wandb.name has no effect here: it is name=..."),
+        (["method=classifier", "mix=clean", "+method.std=2"], "method.std has no effect here: set it at victims."),
     ],
 )
 def test_a_wrong_word(words, says):
@@ -414,6 +445,15 @@ def test_a_group_is_composed_afresh(stored):
     assert cfg.choices.mix == "attunet"
     assert cfg.data == OmegaConf.create(stored).data
     assert cfg.victims.small_cnn.weights == str(Path("mine.pt").absolute())
+
+
+def test_another_folder_of_data_reaches_the_source():
+    """In a checkpoint, what one key takes from another is resolved."""
+    there = OmegaConf.to_container(finalise(compose(["data=mnist", "data.root=first"])))
+    assert override_stored(there, []).data.source.root == str(Path("first").absolute())
+    cfg = override_stored(there, ["data.root='~/second'", "data.download=true"])
+    assert cfg.data.root == cfg.data.source.root == str(Path.home() / "second")
+    assert cfg.data.source.download is True
 
 
 def test_other_victims(stored):

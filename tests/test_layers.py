@@ -27,7 +27,7 @@ ALLOWED = {
     "runs": {"victims", "attacks", "report", "data", "methods", "studies", "extras"},
 }
 # and the files of runs/, of which each imports from those before it
-RUNS = ["check", "folders", "config", "stopping", "console", "loggers", "trainer"]
+RUNS = ["check", "folders", "config", "identity", "stopping", "console", "loggers", "trainer"]
 RUNS += ["build", "checkpoints", "train", "lab", "cli"]
 
 

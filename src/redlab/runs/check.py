@@ -6,7 +6,7 @@ import difflib
 import inspect
 import pydoc
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -107,9 +107,10 @@ def check_fields(cfg: DictConfig, trained: bool) -> None:
     for part in ("data", "victims", "mix", "victim_training", "method", "trainer"):
         if not cfg.get(part):
             raise ConfigError(f"The config has no {part}: leave its group in.")
-    _check_names("victim_training", cfg.victim_training, ("classifier", "max_epochs", "seed"))
+    check_recipe("victim_training", cfg.victim_training)
     for name, victim in cfg.victims.items():
         _check_names(f"victims.{name}", victim, _VICTIM)
+        check_recipe(f"victims.{name}.training", victim.get("training") or DictConfig({}), cfg.victim_training)
     trainer = cfg.trainer
     if trainer.max_epochs is not None and trainer.max_epochs < 1:
         raise ConfigError(f"trainer.max_epochs must be at least 1, got {trainer.max_epochs}.")
@@ -140,6 +141,39 @@ def check_fields(cfg: DictConfig, trained: bool) -> None:
                     f"mix.components.{name}.victims names {victim!r}, but the victims are {', '.join(cfg.victims)}; "
                     f"add it with victim=[...]."
                 )
+
+
+_COUNT = (lambda value: type(value) is int and value >= 1, "a whole number of at least 1")
+_LIMIT = (lambda value: value is None or (type(value) is int and value >= 1), "a number of images, or null for all")
+# What a recipe of a victim may hold: a test of the value, and what it must be.
+_RECIPE: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "classifier": (lambda value: value is not None, "a group of settings"),
+    "max_epochs": _COUNT,
+    "seed": (lambda value: type(value) is int and 0 <= value < 2**32, "a whole number from 0 to 4294967295"),
+    "batch_size": _COUNT,
+    "val_size": (lambda value: isinstance(value, (int, float)) and value >= 0, "a share or number of images"),
+    "limit_train": _LIMIT,
+    "limit_val": _LIMIT,
+}
+
+
+def check_recipe(path: str, node: DictConfig, whole: DictConfig | None = None) -> None:
+    """How a victim is to be trained: an untrained one would be kept and attacked for good.
+
+    Args:
+        path: of the node.
+        node: the recipe, or what differs from it.
+        whole: the recipe, if ``node`` is what differs.
+    """
+    _check_names(path, node, list(_RECIPE))
+    for key, (fits, words) in _RECIPE.items():
+        if key in node and not fits(node[key]):
+            raise ConfigError(f"{path}.{key} must be {words}, got {node[key]!r}.")
+    if whole is not None and "classifier" in node:
+        merged = OmegaConf.merge(whole.classifier, node.classifier)
+        given, default, both = map(OmegaConf.to_container, (node.classifier, whole.classifier, merged))
+        check_types(given, default, f"{path}.classifier")
+        check_arguments(both, f"{path}.classifier")
 
 
 # What redlab sets itself, so that a value of the user's would be dropped: where to set it instead. A star is any name.

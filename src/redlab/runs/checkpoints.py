@@ -19,10 +19,11 @@ from torch import nn
 import redlab
 from redlab.data import AttackDataModule
 from redlab.methods.base import Method
-from redlab.runs.build import build
+from redlab.runs.build import build, content
 from redlab.runs.check import ConfigError
 from redlab.runs.config import as_plain, finalise, leaves
 from redlab.runs.console import console
+from redlab.runs.identity import victim_identity
 from redlab.victims import Victim, state_hash
 from redlab.victims.classifier import Classifier
 
@@ -50,7 +51,8 @@ class RunRecord(Callback):
         }
         for name, victim in data.victims.items():
             if isinstance(victim, Victim):
-                record["victims"][name] = {"sha256": state_hash(victim), "clean_accuracy": victim.clean_accuracy}
+                facts = {"sha256": state_hash(victim), "clean_accuracy": victim.clean_accuracy}
+                record["victims"][name] = facts | {"identity": victim.identity}
                 if self.config["save_victims"] and self.config["victims"][name]["weights"] != "builtin":
                     record["victims"][name]["state_dict"] = victim.state_dict()
         checkpoint["redlab"] = record
@@ -129,15 +131,30 @@ def resume_from(out: Path, cfg: DictConfig) -> Path | None:
     return None
 
 
-def own_victims(cfg: DictConfig, resume: Path | None) -> Mapping[str, Any] | None:
-    """The victims that a run to be resumed has in its checkpoint, if the config still asks for the same."""
-    if resume is None:
-        return None
-    record = read_checkpoint(resume)["redlab"]
-    before: dict[str, Any] = record["config"]
-    same = before["victims"] == as_plain(cfg.victims) and before["victim_training"] == as_plain(cfg.victim_training)
-    victims: Mapping[str, Any] = record["victims"]
-    return victims if same else None
+def own_victims(cfg: DictConfig, record: Mapping[str, Any], data: AttackDataModule) -> dict[str, Any]:
+    """The victims of a checkpoint's record that are those of a config, so that it need not load or train them.
+
+    Args:
+        cfg: a finalised config.
+        record: what `RunRecord` wrote.
+        data: the data of ``cfg``; read only if they may be other data than those of the record.
+    """
+    before = OmegaConf.create(record["config"])
+    own = {}
+    for name, entry in record["victims"].items():
+        if name not in cfg.victims or before.victims[name].weights != cfg.victims[name].weights:
+            continue
+        if victim_identity(before, name, "") != victim_identity(cfg, name, ""):
+            continue
+        same_images = cfg.victims[name].weights is not None or _source(before) == _source(cfg)
+        if same_images or entry.get("identity") == victim_identity(cfg, name, content(cfg, data)):
+            own[name] = entry
+    return own
+
+
+def _source(cfg: DictConfig) -> dict[str, Any]:
+    """Which images a config asks for."""
+    return {key: value for key, value in as_plain(cfg.data.source).items() if key != "download"}
 
 
 def finished(cfg: DictConfig, out: Path, resume: Path) -> dict[str, float] | None:

@@ -20,7 +20,7 @@ from rich.syntax import Syntax
 from redlab.data import AttackDataModule
 from redlab.methods.base import Method
 from redlab.report.run_report import run_report
-from redlab.runs.build import build, build_victims, is_classifier
+from redlab.runs.build import build, build_victims, is_classifier, shared_data
 from redlab.runs.check import ConfigError
 from redlab.runs.checkpoints import (
     RunRecord,
@@ -71,7 +71,9 @@ def _train(cfg: DictConfig, out: Path) -> dict[str, float]:
     _show_config(cfg, out)
     if resume is not None:
         console.print(f"Resuming from {resume}")
-    method, data = build(cfg, own_victims(cfg, resume))
+    images = shared_data(cfg)
+    own = own_victims(cfg, read_checkpoint(resume)["redlab"], images) if resume is not None else {}
+    method, data = build(cfg, own, data=images)
     checkpoints = out / "checkpoints"
     best = ModelCheckpoint(
         checkpoints, "best", monitor=method.monitor, mode=method.monitor_mode, enable_version_counter=False
@@ -120,11 +122,15 @@ def _evaluate(run: Path, overrides: Sequence[str], out: Path) -> dict[str, float
     cfg = override_stored(record["config"], overrides)
     same_method(path, checkpoint, cfg)
     trained = finalise(OmegaConf.create(record["config"]))
-    own = cfg.victims == trained.victims and cfg.data.name == trained.data.name
+    images = shared_data(cfg)
+    own = own_victims(cfg, record, images)
     check_packages(cfg)
     _show_config(cfg, out)
-    guides = None if own or is_classifier(cfg) else build_victims(trained, record["victims"])
-    method, data = build(cfg, record["victims"] if own else None, guides)
+    others = [str(name) for name in cfg.victims if name not in own]
+    console.print(f"Victims of the run itself: {', '.join(own) or 'none'}. Others: {', '.join(others) or 'none'}.")
+    all_own = not others and list(cfg.victims) == list(trained.victims)
+    guides = None if all_own or is_classifier(cfg) else build_victims(trained, record["victims"])
+    method, data = build(cfg, own, guides, images)
     check_hashes(record["victims"], guides or data.victims)
     load_weights(method, path, checkpoint)
     loggers = make_loggers(cfg, out)
