@@ -6,7 +6,7 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +28,15 @@ from redlab.victims import Victim, state_hash
 from redlab.victims.classifier import Classifier
 
 
+class RunCheckpoint(ModelCheckpoint):
+    """Writes ``best.ckpt`` or ``last.ckpt``; of a class of its own, so that a user's may have the same settings."""
+
+
 class RunRecord(Callback):
-    """Puts into every checkpoint what is needed to evaluate it anywhere: config, names of the attacks, victims.
+    """Puts into every checkpoint what is needed to evaluate it anywhere: config, names of the attacks, victims."""
 
-    Args:
-        cfg: a finalised config.
-        kept: the callbacks that write the run's own checkpoints.
-    """
-
-    def __init__(self, cfg: DictConfig, kept: Sequence[ModelCheckpoint] = ()) -> None:
+    def __init__(self, cfg: DictConfig) -> None:
         self.config = as_plain(cfg)
-        self.kept = [callback.state_key for callback in kept]
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Adds the record."""
@@ -60,7 +58,7 @@ class RunRecord(Callback):
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Corrects paths: in a folder that has moved, ModelCheckpoint would forget which checkpoint is the best."""
         for name, state in checkpoint["callbacks"].items():
-            if name in self.kept:  # a user's own has its own folder
+            if name.startswith(RunCheckpoint.__name__):  # a user's own has another folder
                 folder = os.path.realpath(Path(trainer.default_root_dir) / "checkpoints")
                 here = {path: os.path.join(folder, os.path.basename(path)) for path in state["best_k_models"]}
                 state["best_k_models"] = {here[path]: score for path, score in state["best_k_models"].items()}
@@ -174,9 +172,10 @@ def best_score(out: Path) -> float | None:
     path = out / "checkpoints" / "best.ckpt"
     if not path.is_file():
         return None
-    states = read_checkpoint(path)["callbacks"].values()
-    scores = [s["best_model_score"] for s in states if Path(s.get("best_model_path") or "").name == path.name]
-    return float(scores[0]) if scores and math.isfinite(scores[0]) else None
+    states = read_checkpoint(path)["callbacks"].items()
+    scores = [s["best_model_score"] for name, s in states if name.startswith(RunCheckpoint.__name__)]
+    known = [float(score) for score in scores if score is not None and math.isfinite(score)]
+    return known[0] if known else None
 
 
 def find_checkpoint(run: Path) -> Path:

@@ -12,7 +12,6 @@ from pathlib import Path
 import lightning as L
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 from rich.syntax import Syntax
@@ -23,6 +22,7 @@ from redlab.report.run_report import run_report
 from redlab.runs.build import build, build_victims, is_classifier, shared_data
 from redlab.runs.check import ConfigError
 from redlab.runs.checkpoints import (
+    RunCheckpoint,
     RunRecord,
     check_hashes,
     find_checkpoint,
@@ -75,16 +75,16 @@ def _train(cfg: DictConfig, out: Path) -> dict[str, float]:
     own = own_victims(cfg, read_checkpoint(resume)["redlab"], images) if resume is not None else {}
     method, data = build(cfg, own, data=images)
     checkpoints = out / "checkpoints"
-    best = ModelCheckpoint(
+    best = RunCheckpoint(
         checkpoints, "best", monitor=method.monitor, mode=method.monitor_mode, enable_version_counter=False
     )
     # at the end of every epoch, also of one that is not validated
-    last = ModelCheckpoint(checkpoints, "last", enable_version_counter=False, save_on_train_epoch_end=True)
+    last = RunCheckpoint(checkpoints, "last", enable_version_counter=False, save_on_train_epoch_end=True)
     validated = cfg.data.val_size > 0 and cfg.trainer.limit_val_batches != 0  # else no checkpoint is known to be best
     stop = StopOnSignal(checkpoints / "last.ckpt")
     loggers = make_loggers(cfg, out)
     kept = [*([best] if validated else []), last]
-    trainer = make_trainer(cfg, out, [*kept, RunRecord(cfg, kept), stop], loggers)
+    trainer = make_trainer(cfg, out, [*kept, RunRecord(cfg), stop], loggers)
     try:
         trainer.fit(method, datamodule=data, ckpt_path=resume)
         chosen = checkpoints / ("best.ckpt" if (checkpoints / "best.ckpt").exists() else "last.ckpt")
