@@ -1,6 +1,8 @@
 """Which victims are the same: a network, a recipe and the content of images, whatever their names and folders."""
 
 import copy
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -159,6 +161,32 @@ def test_a_feature_layer_is_of_the_config(tmp_path):
     assert len(files) == 1
     assert victim.feature_layer == "features.4"
     assert trained(tmp_path, *words)[0].feature_layer is None
+
+
+class Linear(torch.nn.Module):
+    """A user's own classifier."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.linear = torch.nn.Linear(32 * 32, classes)
+
+    def forward(self, x):
+        return self.linear(x.flatten(1))
+
+
+@pytest.mark.slow
+def test_a_users_own_module_is_trained_and_found(tmp_path, monkeypatch):
+    module = types.ModuleType("users_victims")
+    module.Linear = Linear
+    monkeypatch.setitem(sys.modules, "users_victims", module)
+    words = [
+        *(*QUICK, "~victims.small_cnn", f"victim_root={tmp_path}", "victim_training.limit_train=32"),
+        *("+victims.mine.backbone._target_=users_victims.Linear", "+victims.mine.backbone.classes=10"),
+    ]
+    words = [word for word in words if not word.startswith("victims.small_cnn.")]
+    first, again = (build.build_victims(finalise(compose(words)))["mine"] for _ in range(2))
+    assert state_hash(first) == state_hash(again)
+    assert len(list(tmp_path.rglob("mine-*.ckpt"))) == 1
 
 
 def test_a_recipe_that_does_not_fit_the_images_says_so(tmp_path):

@@ -63,16 +63,17 @@ def build_victims(
 
 def _victim(cfg: DictConfig, name: str, embedded: Mapping[str, Any] | None, data: AttackDataModule) -> Victim:
     spec, settings = cfg.victims[name], _settings(cfg, name)
+    weights = spec.get("weights")
     state = (embedded or {}).get("state_dict")
-    if spec.weights == "builtin" or state is not None:
+    if weights == "builtin" or state is not None:
         accuracy = (embedded or {}).get("clean_accuracy")
         victim = Victim(instantiate(spec.backbone), clean_accuracy=accuracy, **settings)
         if state is not None:
             victim.load_state_dict(state)
         victim.identity = (embedded or {}).get("identity")
         return victim
-    if spec.weights is not None:
-        return victim_files.load(spec.weights, instantiate(spec.backbone), **settings)
+    if weights is not None:
+        return victim_files.load(weights, instantiate(spec.backbone), **settings)
     identity = victim_identity(cfg, name, content(cfg, data))
     victim = victim_files.load(_trained_victim(cfg, name, identity, data), instantiate(spec.backbone), **settings)
     victim.feature_layer = settings["feature_layer"]  # of the config; the file's is that of whoever trained it

@@ -51,7 +51,7 @@ class RunRecord(Callback):
             if isinstance(victim, Victim):
                 facts = {"sha256": state_hash(victim), "clean_accuracy": victim.clean_accuracy}
                 record["victims"][name] = facts | {"identity": victim.identity}
-                if self.config["save_victims"] and self.config["victims"][name]["weights"] != "builtin":
+                if self.config["save_victims"] and self.config["victims"][name].get("weights") != "builtin":
                     record["victims"][name]["state_dict"] = victim.state_dict()
         checkpoint["redlab"] = record
 
@@ -140,11 +140,14 @@ def own_victims(cfg: DictConfig, record: Mapping[str, Any], data: AttackDataModu
     before = OmegaConf.create(record["config"])
     own = {}
     for name, entry in record["victims"].items():
-        if name not in cfg.victims or before.victims[name].weights != cfg.victims[name].weights:
+        if name not in cfg.victims:
+            continue
+        weights = cfg.victims[name].get("weights")
+        if before.victims[name].get("weights") != weights:
             continue
         if victim_identity(before, name, "") != victim_identity(cfg, name, ""):
             continue
-        same_images = cfg.victims[name].weights is not None or _source(before) == _source(cfg)
+        same_images = weights is not None or _source(before) == _source(cfg)
         if same_images or entry.get("identity") == victim_identity(cfg, name, content(cfg, data)):
             own[name] = entry
     return own
