@@ -71,7 +71,8 @@ def victim_and_images(name: str, count: int, device: torch.device) -> tuple[Vict
     The small CNN is trained as the project does. The ResNet-18 sees the images padded to 32x32 in three equal channels,
     and trains on few of them: what counts is that it has learned something. Both are kept in outputs/victims.
     """
-    cfg = finalise(compose(["data=fashion_mnist", "victim=small_cnn", "victim_training.max_epochs=3"]))
+    words = ["data=fashion_mnist", "victim=small_cnn", "victim_training.max_epochs=3", "victim_training.batch_size=128"]
+    cfg = finalise(compose(words))
     splits = fashion_mnist(cfg.data.root)
     x, y = splits.test.images[: 2 * count + 64].float() / 255, splits.test.labels[: 2 * count + 64]
     if name == "small_cnn":

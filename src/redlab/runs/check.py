@@ -6,11 +6,11 @@ import difflib
 import inspect
 import pydoc
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 _FRACTION = re.compile(r"\s*-?\d+(\.\d+)?\s*/\s*\d+(\.\d+)?\s*")
 
@@ -107,16 +107,19 @@ def check_fields(cfg: DictConfig, trained: bool) -> None:
     for part in ("data", "victims", "mix", "victim_training", "method", "trainer"):
         if not cfg.get(part):
             raise ConfigError(f"The config has no {part}: leave its group in.")
-    _check_names("victim_training", cfg.victim_training, ("classifier", "max_epochs", "seed"))
+    check_recipe("victim_training", cfg.victim_training)
     for name, victim in cfg.victims.items():
         _check_names(f"victims.{name}", victim, _VICTIM)
-    trainer, logger = cfg.trainer, cfg.get("logger")
+        check_recipe(f"victims.{name}.training", victim.get("training") or DictConfig({}), cfg.victim_training)
+    trainer = cfg.trainer
     if trainer.max_epochs is not None and trainer.max_epochs < 1:
         raise ConfigError(f"trainer.max_epochs must be at least 1, got {trainer.max_epochs}.")
-    if logger and logger.get("offline") and logger.get("log_model"):
-        raise ConfigError(
-            "logger.offline=true and logger.log_model=true exclude each other: wandb uploads online only."
-        )
+    for name, logger in (cfg.get("logger") or {}).items():
+        if logger.get("offline") and logger.get("log_model"):
+            raise ConfigError(
+                f"logger.{name}.offline=true and logger.{name}.log_model=true exclude each other: "
+                f"wandb uploads online only."
+            )
     if trainer.get("fast_dev_run"):
         raise ConfigError("trainer.fast_dev_run writes no checkpoint; use trainer.limit_train_batches=2 max_epochs=1.")
     if str(cfg.method._target_).endswith(".Classifier"):
@@ -138,6 +141,98 @@ def check_fields(cfg: DictConfig, trained: bool) -> None:
                     f"mix.components.{name}.victims names {victim!r}, but the victims are {', '.join(cfg.victims)}; "
                     f"add it with victim=[...]."
                 )
+
+
+_COUNT = (lambda value: type(value) is int and value >= 1, "a whole number of at least 1")
+_LIMIT = (lambda value: value is None or (type(value) is int and value >= 1), "a number of images, or null for all")
+# What a recipe of a victim may hold: a test of the value, and what it must be.
+_RECIPE: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "classifier": (lambda value: value is not None, "a group of settings"),
+    "max_epochs": _COUNT,
+    "seed": (lambda value: type(value) is int and 0 <= value < 2**32, "a whole number from 0 to 4294967295"),
+    "batch_size": _COUNT,
+    "val_size": (lambda value: isinstance(value, (int, float)) and value >= 0, "a share or number of images"),
+    "limit_train": _LIMIT,
+    "limit_val": _LIMIT,
+}
+
+
+def check_recipe(path: str, node: DictConfig, whole: DictConfig | None = None) -> None:
+    """How a victim is to be trained: an untrained one would be kept and attacked for good.
+
+    Args:
+        path: of the node.
+        node: the recipe, or what differs from it.
+        whole: the recipe, if ``node`` is what differs.
+    """
+    _check_names(path, node, list(_RECIPE))
+    for key, (fits, words) in _RECIPE.items():
+        if key in node and not fits(node[key]):
+            raise ConfigError(f"{path}.{key} must be {words}, got {node[key]!r}.")
+    if whole is not None and "classifier" in node:
+        merged = OmegaConf.merge(whole.classifier, node.classifier)
+        given, default, both = map(OmegaConf.to_container, (node.classifier, whole.classifier, merged))
+        check_types(given, default, f"{path}.classifier")
+        check_arguments(both, f"{path}.classifier")
+
+
+# What redlab sets itself, so that a value of the user's would be dropped: where to set it instead. A star is any name.
+_ELSEWHERE = {
+    "trainer.logger": "choose loggers with logger=csv, or logger=[csv,wandb]",
+    "trainer.default_root_dir": "hydra.run.dir=... is the folder of a run",
+    "trainer.limit_predict_batches": "a run predicts nothing, so leave it out",
+    "trainer.model_registry": "logger.wandb.log_model=true uploads checkpoints",
+    "data.mix": "choose one with mix=...",
+    "data.victims": "choose them with victim=[...]",
+    "data.seed": "it is seed=...",
+    "mix.seed": "it is seed=...",
+    "method.victims": "choose them with victim=[...]",
+    "logger.*.save_dir": "hydra.run.dir=... is the folder of a run",
+    "logger.csv.name": "the report looks for its curves under csv",
+    "logger.csv.version": "the report looks for its curves under csv/version_<number>",
+    "logger.csv.prefix": "the report looks for its curves by their names",
+    "logger.wandb.name": "it is name=...",
+    "logger.wandb.config": "it is the config of the run",
+    "logger.wandb.resume": "a run resumes by itself",
+    **dict.fromkeys(("logger.wandb.id", "logger.wandb.version"), "a run keeps its own in wandb_id.txt"),
+    "logger.wandb.dir": "hydra.run.dir=... is the folder of a run",
+}
+# What would take away from a run what it needs, or change nothing.
+_FIXED = {
+    "trainer.enable_checkpointing": (False, "a run is tested, and resumed, from its checkpoints"),
+    "trainer.barebones": (True, "it forbids the checkpoints and metrics that a run is about"),
+    "trainer.use_distributed_sampler": (True, "the data module gives each process its share by itself"),
+}
+_OF_VICTIM = ("backbone", "num_classes", "mean", "std", "input_size", "feature_layer", "name")
+
+
+def check_acts(cfg: DictConfig) -> None:
+    """Refuses what a user can write into a config but redlab would pass over.
+
+    Raises:
+        ConfigError: such a key is set; the message says where it can be set.
+    """
+    for key, remedy in _ELSEWHERE.items():
+        parent, leaf = key.rsplit(".", 1)
+        group, _, star = parent.partition(".")
+        node = cfg.get(group) or {}
+        for name in node if star == "*" else [star]:
+            if ((node.get(name) if name else node) or {}).get(leaf) is not None:
+                raise ConfigError(f"{'.'.join(filter(None, (group, name, leaf)))} has no effect here: {remedy}.")
+    for key, (value, reason) in _FIXED.items():
+        if OmegaConf.select(cfg, key) is value:
+            raise ConfigError(f"{key}={str(value).lower()} cannot be: {reason}.")
+    for path in ("method", "victim_training.classifier"):
+        node = OmegaConf.select(cfg, path) or {}
+        for leaf in _OF_VICTIM if str(node.get("_target_")).endswith(".Classifier") else ():
+            if leaf in node:
+                raise ConfigError(f"{path}.{leaf} has no effect here: set it at victims.<name>.{leaf}.")
+    callbacks = cfg.trainer.get("callbacks") or []
+    for callback in [callbacks] if isinstance(callbacks, DictConfig) else callbacks:
+        if not isinstance(callback, DictConfig) or "_target_" not in callback:
+            raise ConfigError(f"trainer.callbacks takes nodes such as [{{_target_: my.Callback}}], got {callback!r}.")
+    if "none" in (loggers := cfg.get("logger") or {}) and len(loggers) > 1:
+        raise ConfigError(f"logger=[{','.join(map(str, loggers))}]: none stands alone; leave it out, or the others.")
 
 
 _VICTIM = ("backbone", "mean", "std", "input_size", "feature_layer", "weights", "training")

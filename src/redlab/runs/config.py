@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from redlab.runs.check import (
     ConfigError,
+    check_acts,
     check_arguments,
     check_fields,
     check_types,
@@ -25,6 +27,12 @@ from redlab.runs.check import (
     suggest,
     unknown_key,
 )
+from redlab.runs.folders import fresh
+
+# `${fresh:name}` in conf/train.yaml: a folder that no other job has, the same one wherever a config is asked again
+OmegaConf.register_new_resolver("fresh", fresh, use_cache=True, replace=True)
+
+_LISTS = {"victim": "victims", "logger": "logger"}  # groups that take several options, and where these stand
 
 
 def conf_dir() -> Path:
@@ -40,6 +48,7 @@ def compose(overrides: Sequence[str] = (), config_name: str = "train") -> DictCo
     Raises:
         ConfigError: an override names an unknown key or option, or cannot be parsed.
     """
+    check_lists(overrides)
     try:
         if GlobalHydra.instance().is_initialized():
             cfg = hydra.compose(config_name, list(overrides), return_hydra_config=True)
@@ -63,9 +72,10 @@ def with_choices(cfg: DictConfig, choices: Any) -> DictConfig:
             if chosen[group] != _default_option(group, chosen):
                 raise ConfigError(_no_option(group, chosen[group]))
             del chosen[group]
-    if "victim" not in chosen:  # Hydra keeps no record of a list of options
-        several = [str(name) for name in cfg.get("victims") or () if name in _options("victim")]
-        chosen |= {"victim": several} if several else {}
+    for group, place in _LISTS.items():
+        if group not in chosen:  # Hydra keeps no record of a list of options
+            several = [str(name) for name in cfg.get(place) or () if name in _options(group)]
+            chosen |= {group: several} if several else {}
     known = [*_groups(), "victims", *_root_config()]
     for key in cfg:
         if str(key) not in known and "local" not in chosen:
@@ -74,6 +84,26 @@ def with_choices(cfg: DictConfig, choices: Any) -> DictConfig:
         cfg.choices = chosen
         cfg.pop("hydra", None)
     return cfg
+
+
+def check_lists(words: Sequence[str]) -> None:
+    """Of two equal options of a group, Hydra would keep one without a word.
+
+    Raises:
+        ConfigError: a list names an option twice.
+    """
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(words))
+    except HydraException:
+        return  # said elsewhere, with all that is known there
+    for override in parsed:
+        names = override.value() if override.key_or_group in _LISTS else None
+        twice = [name for name in names if names.count(name) > 1] if isinstance(names, list) else []
+        if twice:
+            raise ConfigError(
+                f"{override.input_line} names {twice[0]} twice, and there can be one of a name: leave one out, or copy "
+                f"conf/{override.key_or_group}/{twice[0]}.yaml to a file, and a `@package`, of another name."
+            )
 
 
 def finalise(cfg: DictConfig, *, trained: bool = False) -> DictConfig:
@@ -93,6 +123,7 @@ def finalise(cfg: DictConfig, *, trained: bool = False) -> DictConfig:
         plain = numbers(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
     except OmegaConfBaseException as error:
         raise ConfigError(explain(error)) from error
+    _absolute(plain)
     final: DictConfig = OmegaConf.create(plain)
     groups = [f"{k}={_group_value(v)}" for k, v in cfg.get("choices", {}).items() if k in _groups()]
     try:
@@ -102,7 +133,18 @@ def finalise(cfg: DictConfig, *, trained: bool = False) -> DictConfig:
     check_types(plain, defaults, "")
     check_arguments(plain, "")
     check_fields(final, trained)
+    check_acts(final)
     return final
+
+
+def _absolute(plain: dict[str, Any]) -> None:
+    """Makes paths absolute, with ``~`` as the home folder: what is stored must mean the same from any other folder."""
+    data = plain.get("data") or {}
+    victims = plain.get("victims") or {}
+    places = [(plain, "victim_root"), (data, "root"), (data.get("source"), "root")]
+    for node, key in [*places, *((victim, "weights") for victim in victims.values())]:
+        if isinstance(node, dict) and isinstance(node.get(key), str) and node[key] != "builtin":
+            node[key] = os.path.abspath(os.path.expanduser(node[key]))
 
 
 def override_stored(stored: dict[str, Any], overrides: Sequence[str]) -> DictConfig:
@@ -135,7 +177,7 @@ def override_stored(stored: dict[str, Any], overrides: Sequence[str]) -> DictCon
         bases = {k: v for k, v in choices.items() if k in _groups() and k not in ("experiment", "local")}
         fresh = compose([f"{k}={_group_value(v)}" for k, v in bases.items()] + ["~experiment"])
         for group in chosen:
-            key = "victims" if group == "victim" else group
+            key = _LISTS.get(group, group)
             cfg[key] = OmegaConf.create(OmegaConf.to_container(fresh[key], resolve=False))
         if "victim" not in chosen and "data" in chosen:
             cfg.victims = OmegaConf.create(OmegaConf.to_container(fresh.victims, resolve=False))
@@ -146,6 +188,9 @@ def override_stored(stored: dict[str, Any], overrides: Sequence[str]) -> DictCon
         if key not in (known := _keys(cfg)) and not override.is_add():
             raise ConfigError(unknown_key(key, known))
         OmegaConf.update(cfg, key, override.value(), force_add=True)
+        of_source = key.replace("data.", "data.source.", 1)  # which refers to it in the YAML, but is resolved here
+        if key.startswith("data.") and of_source in known and of_source not in {o.key_or_group for o in parsed}:
+            OmegaConf.update(cfg, of_source, override.value())
     cfg.choices = choices
     return finalise(cfg, trained=True)
 

@@ -64,7 +64,8 @@ def study(name: str, scale: str, seeds: Sequence[int], overrides: Sequence[str],
 def train_or_find(overrides: Sequence[str]) -> dict[str, float]:
     """The numbers of a run: read where it is finished under ``outputs/runs``, else trained (or resumed) there."""
     cfg = finalise(compose(overrides))
-    relevant = {k: v for k, v in as_plain(cfg).items() if k not in ("name", "logger", "debug", "choices")}
+    elsewhere = ("name", "logger", "debug", "choices", "victim_root")  # change no number
+    relevant = {k: v for k, v in as_plain(cfg).items() if k not in elsewhere}
     key = hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:10]
     out = Path("outputs/runs") / f"{cfg.choices.method}_{cfg.data.name}_seed{cfg.seed}_{key}"
     if (out / "metrics.json").is_file():

@@ -11,10 +11,8 @@ from pathlib import Path
 
 import lightning as L
 import torch
-from hydra.utils import instantiate
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 from rich.text import Text
@@ -22,9 +20,10 @@ from rich.text import Text
 from redlab.data import AttackDataModule
 from redlab.methods.base import Method
 from redlab.report.run_report import run_report
-from redlab.runs.build import build, build_victims, is_classifier
+from redlab.runs.build import build, build_victims, is_classifier, shared_data
 from redlab.runs.check import ConfigError
 from redlab.runs.checkpoints import (
+    RunCheckpoint,
     RunRecord,
     check_hashes,
     find_checkpoint,
@@ -36,9 +35,11 @@ from redlab.runs.checkpoints import (
     same_method,
 )
 from redlab.runs.config import finalise, override_stored
-from redlab.runs.console import console, filter_known_warnings, progress
-from redlab.runs.loggers import close, make_loggers
+from redlab.runs.console import console, filter_known_warnings
+from redlab.runs.folders import taken
+from redlab.runs.loggers import check_packages, close, make_loggers
 from redlab.runs.stopping import StopOnSignal, Stopped
+from redlab.runs.trainer import make_trainer
 from redlab.runs.trust import stored_config
 from redlab.victims.classifier import Classifier
 
@@ -57,30 +58,35 @@ def train(cfg: DictConfig, out: Path) -> dict[str, float]:
         Stopped: SIGTERM came; ``last.ckpt`` is written.
         ConfigError: the config, the data or a file it names is wrong.
     """
+    with taken(out):
+        return _train(cfg, out)
+
+
+def _train(cfg: DictConfig, out: Path) -> dict[str, float]:
     filter_known_warnings()
     started = time.time()
+    check_packages(cfg)
     resume = resume_from(out, cfg)  # before config.yaml is written: a refused resume changes nothing
     if resume is not None and (numbers := finished(cfg, out, resume)):
         console.print(f"{out} is finished already, after {cfg.trainer.max_epochs} epochs; see its metrics.json.")
         return numbers
-    _prepare_folder(cfg, out)
+    _show_config(cfg, out)
     if resume is not None:
         console.print(f"Resuming from {resume}")
-    method, data = build(cfg, own_victims(cfg, resume))
+    images = shared_data(cfg)
+    own = own_victims(cfg, read_checkpoint(resume)["redlab"], images) if resume is not None else {}
+    method, data = build(cfg, own, data=images)
     checkpoints = out / "checkpoints"
-    best = ModelCheckpoint(
+    best = RunCheckpoint(
         checkpoints, "best", monitor=method.monitor, mode=method.monitor_mode, enable_version_counter=False
     )
-    last = ModelCheckpoint(checkpoints, "last", enable_version_counter=False)
+    # at the end of every epoch, also of one that is not validated
+    last = RunCheckpoint(checkpoints, "last", enable_version_counter=False, save_on_train_epoch_end=True)
     validated = cfg.data.val_size > 0 and cfg.trainer.limit_val_batches != 0  # else no checkpoint is known to be best
     stop = StopOnSignal(checkpoints / "last.ckpt")
     loggers = make_loggers(cfg, out)
-    trainer = instantiate(
-        cfg.trainer,
-        callbacks=[*([best] if validated else []), last, RunRecord(cfg), stop, *progress(cfg)],
-        logger=loggers or False,
-        default_root_dir=str(out),
-    )
+    kept = [*([best] if validated else []), last]
+    trainer = make_trainer(cfg, out, [*kept, RunRecord(cfg), stop], loggers)
     try:
         trainer.fit(method, datamodule=data, ckpt_path=resume)
         chosen = checkpoints / ("best.ckpt" if (checkpoints / "best.ckpt").exists() else "last.ckpt")
@@ -113,6 +119,11 @@ def evaluate(run: Path, overrides: Sequence[str], out: Path, allow: Sequence[str
     """
     if (out / "checkpoints").exists():
         raise ConfigError(f"out={out} holds a trained run, whose numbers would be lost; give another folder.")
+    with taken(out):
+        return _evaluate(run, overrides, out, allow)
+
+
+def _evaluate(run: Path, overrides: Sequence[str], out: Path, allow: Sequence[str]) -> dict[str, float]:
     filter_known_warnings()
     started = time.time()
     path = find_checkpoint(run)
@@ -122,20 +133,19 @@ def evaluate(run: Path, overrides: Sequence[str], out: Path, allow: Sequence[str
     cfg = override_stored(stored, overrides)
     same_method(path, checkpoint, cfg)
     trained = finalise(OmegaConf.create(stored))
-    own = cfg.victims == trained.victims and cfg.data.name == trained.data.name
-    _prepare_folder(cfg, out)
-    guides = None if own or is_classifier(cfg) else build_victims(trained, record["victims"])
-    method, data = build(cfg, record["victims"] if own else None, guides)
+    images = shared_data(cfg)
+    own = own_victims(cfg, {**record, "config": stored}, images)
+    check_packages(cfg)
+    _show_config(cfg, out)
+    others = [str(name) for name in cfg.victims if name not in own]
+    console.print(f"Victims of the run itself: {', '.join(own) or 'none'}. Others: {', '.join(others) or 'none'}.")
+    all_own = not others and list(cfg.victims) == list(trained.victims)
+    guides = None if all_own or is_classifier(cfg) else build_victims(trained, record["victims"])
+    method, data = build(cfg, own, guides, images)
     check_hashes(record["victims"], guides or data.victims)
     load_weights(method, path, checkpoint)
     loggers = make_loggers(cfg, out)
-    trainer = instantiate(
-        cfg.trainer,
-        callbacks=[StopOnSignal(), *progress(cfg)],
-        logger=loggers or False,
-        default_root_dir=str(out),
-        enable_checkpointing=False,
-    )
+    trainer = make_trainer(cfg, out, [StopOnSignal()], loggers, testing=True)
     try:
         trainer.test(method, datamodule=data, verbose=False)
         metrics = _finish(cfg, out, trainer, method, data, started, loggers)
@@ -144,11 +154,6 @@ def evaluate(run: Path, overrides: Sequence[str], out: Path, allow: Sequence[str
         close(trainer, loggers, failed=True)
         raise
     return metrics
-
-
-def _prepare_folder(cfg: DictConfig, out: Path) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    _show_config(cfg, out)
 
 
 @rank_zero_only
@@ -189,7 +194,8 @@ def _finish(
             out,
             title=f"{cfg.choices.method} on {cfg.data.name}",
             summary=f"Victims: {', '.join(data.victims)}. Attacks: {', '.join(data.mix.names[1:]) or 'none'}. "
-            f"Seed {cfg.seed}, {trainer.strategy.root_device}, {minutes:.1f} minutes.",
+            f"Seed {cfg.seed}, {trainer.strategy.root_device}, {minutes:.1f} minutes."
+            + ("" if "csv" in (cfg.get("logger") or {}) else " No curves: they are those of logger=csv."),
             config=OmegaConf.to_yaml(cfg),
             metrics=metrics,
             examples=getattr(method, "examples", []),

@@ -163,6 +163,9 @@ class Victim(ImageClassifier):
     (torch.Size([4, 2]), False)
     """
 
+    identity: str | None = None
+    """Of a victim that a run has trained: a hash of network, recipe and images, set by who knows them."""
+
     def __init__(self, backbone: nn.Module, *, clean_accuracy: float | None = None, **settings: Any) -> None:
         super().__init__(backbone, **settings)
         if any(tensor.is_inference() for tensor in [*backbone.parameters(), *backbone.buffers()]):
