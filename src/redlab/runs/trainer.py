@@ -15,7 +15,11 @@ from omegaconf import DictConfig
 from redlab.runs.config import as_plain
 from redlab.runs.console import progress
 
-_PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
+_PROFILERS: dict[str, type[Profiler]] = {
+    "simple": SimpleProfiler,
+    "advanced": AdvancedProfiler,
+    "pytorch": PyTorchProfiler,
+}
 
 
 def make_trainer(
@@ -63,5 +67,6 @@ def _profiler(cfg: DictConfig, out: Path) -> Profiler | str | None:
         made: Profiler = instantiate(node, _partial_=True, _convert_="all")(**given)
         return made
     if node in _PROFILERS:
-        return _PROFILERS[node](**place)
+        made = _PROFILERS[node](**place)
+        return made
     return None if node is None else str(node)  # Lightning knows what else there is
