@@ -99,8 +99,7 @@ def trained(tmp_path, *words):
 
 def test_folders_of_one_shape(tmp_path):
     left, right = write_folder(tmp_path / "left", (0, 1, 2), 12), write_folder(tmp_path / "right", (7, 8, 9), 12)
-    first, files = trained(tmp_path, *of_folder(left))
-    assert len(files) == 1
+    first, _ = trained(tmp_path, *of_folder(left))
     second, files = trained(tmp_path, *of_folder(right))
     assert len(files) == 2
     assert state_hash(first) != state_hash(second)
@@ -111,10 +110,9 @@ def test_folders_of_one_shape(tmp_path):
     picture = right / "train" / "a" / "0.png"
     picture.write_bytes((right / "train" / "b" / "0.png").read_bytes())
     assert len(trained(tmp_path, *of_folder(right))[1]) == 3
-    (right / "test" / "a" / "0.png").unlink()  # no victim has seen it
-    assert len(trained(tmp_path, *of_folder(right))[1]) == 3
 
 
+@pytest.mark.slow
 def test_files_of_one_name(tmp_path):
     for root, digit in (("left", 0), ("right", 9)):
         (tmp_path / root).mkdir()
@@ -153,6 +151,7 @@ def test_a_victim_knows_the_images_that_it_was_trained_on(tmp_path):
             assert (victim(raw.image / 255).argmax(1) == raw.label).float().mean() > 0.9
 
 
+@pytest.mark.slow
 def test_a_feature_layer_is_of_the_config(tmp_path):
     """It changes no weight, so the victim is found; but what the config asks for is what it gets."""
     words = ["victim_training.limit_train=32", "victim_training.limit_val=16"]

@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Callback
 
 from redlab.runs import checkpoints, loggers, trainer
 from redlab.runs import train as training
+from redlab.runs.check import ConfigError
 from redlab.runs.config import compose, finalise
 
 CALLBACKS = "lightning.pytorch.callbacks"
@@ -51,6 +52,7 @@ def run(tiny, no_report, tmp_path):
     return train
 
 
+@pytest.mark.slow
 def test_callbacks_loggers_and_a_profile_act_together(run, watch, tmp_path, monkeypatch):
     """In one run, for its cost: what they leave does not overlap."""
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -76,6 +78,15 @@ def test_callbacks_loggers_and_a_profile_act_together(run, watch, tmp_path, monk
     assert not list((tmp_path / "again").rglob("*.ckpt"))
 
 
+def test_what_a_user_adds_to_the_trainer(watch, tmp_path):
+    words = ["+trainer.callbacks=[{_target_: users_callbacks.Watch, word: mine}]", "+trainer.profiler=simple"]
+    cfg = finalise(compose([*words, "trainer.enable_progress_bar=false", "trainer.enable_model_summary=true"]))
+    made = trainer.make_trainer(cfg, tmp_path, [checkpoints.RunRecord(cfg)], [])
+    names = {type(callback).__name__ for callback in made.callbacks}
+    assert {"Watch", "RunRecord", "RichModelSummary"} <= names  # Lightning's own summary is in a log that nobody sees
+    assert str(made.profiler.dirpath) == str(tmp_path)
+
+
 @pytest.mark.slow
 def test_a_profiler_as_a_node(run, tmp_path):
     node = "{_target_: lightning.pytorch.profilers.AdvancedProfiler, line_count_restriction: 5}"
@@ -92,7 +103,7 @@ def steps(out):
 
 
 def logged(out, key):
-    rows = list(csv.DictReader((out / "csv" / "version_0" / "metrics.csv").open()))
+    rows = csv.DictReader((out / "csv" / "version_0" / "metrics.csv").read_text().splitlines())
     return [(int(row["epoch"]), int(row["step"])) for row in rows if row.get(key)]
 
 
@@ -102,7 +113,7 @@ def logged(out, key):
     [
         (["+trainer.max_steps=6"], (6, 2), None),
         (["trainer.max_epochs=null", "+trainer.max_steps=6"], (6, 2), None),
-        (["+trainer.max_time={seconds: 0}"], (1, 1), None),
+        (["+trainer.max_time={hours: 9}"], (12, 3), None),
         (["+trainer.accumulate_grad_batches=2"], (6, 3), None),
         (["+trainer.check_val_every_n_epoch=2"], (12, 3), [(1, 7)]),
         (["+trainer.val_check_interval=0.5"], (12, 3), [(e, 4 * e + s) for e in range(3) for s in (1, 3)]),
@@ -127,10 +138,14 @@ def test_an_argument_of_the_trainer_acts(run, words, ends, validated):
     assert (out / "metrics.json").is_file()
 
 
-def test_a_summary_is_shown_without_a_bar(tmp_path):
-    cfg = finalise(compose(["trainer.enable_model_summary=true", "trainer.enable_progress_bar=false"]))
-    names = [type(callback).__name__ for callback in trainer.make_trainer(cfg, tmp_path, [], []).callbacks]
-    assert "RichModelSummary" in names  # Lightning's own writes to a log that nobody sees
+@pytest.mark.slow
+def test_a_time_that_is_over_at_once(run):
+    with pytest.raises(ConfigError, match=r"trainer.max_time, or another limit, ended the run before an epoch"):
+        run("+trainer.max_time={seconds: 0}")
+
+
+@pytest.mark.slow
+def test_a_bar_of_the_users_takes_the_place_of_ours(tmp_path):
     bar = f"+trainer.callbacks=[{{_target_: {CALLBACKS}.TQDMProgressBar}}]"
     made = trainer.make_trainer(finalise(compose([bar])), tmp_path, [], [])
     assert type(made.progress_bar_callback).__name__ == "TQDMProgressBar"
@@ -158,6 +173,7 @@ def test_a_users_own_logger_gets_what_it_takes(tmp_path):
     assert [logger.save_dir for logger in made] == [str(tmp_path)] * 2
 
 
+@pytest.mark.slow
 def test_a_report_without_curves_says_so(tiny, tmp_path, monkeypatch):
     said = []
     monkeypatch.setattr(training, "run_report", lambda out, **rest: said.append(rest["summary"]) or out)

@@ -90,6 +90,8 @@ def _train(cfg: DictConfig, out: Path) -> dict[str, float]:
     try:
         trainer.fit(method, datamodule=data, ckpt_path=resume)
         chosen = checkpoints / ("best.ckpt" if (checkpoints / "best.ckpt").exists() else "last.ckpt")
+        if trainer.is_global_zero and not chosen.exists():
+            raise ConfigError("trainer.max_time, or another limit, ended the run before an epoch; set a larger one.")
         chosen = trainer.strategy.broadcast(chosen)  # under torchrun, only the first rank's folder has them
         read_checkpoint(chosen)  # a folder that is resumed came with it, and older Lightning would execute it
         trainer.test(method, datamodule=data, ckpt_path=chosen, verbose=False)

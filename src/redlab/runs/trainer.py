@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 from hydra.utils import instantiate
@@ -13,9 +12,14 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
 from omegaconf import DictConfig
 
+from redlab.runs.config import as_plain
 from redlab.runs.console import progress
 
-_PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
+_PROFILERS: dict[str, type[Profiler]] = {
+    "simple": SimpleProfiler,
+    "advanced": AdvancedProfiler,
+    "pytorch": PyTorchProfiler,
+}
 
 
 def make_trainer(
@@ -37,15 +41,15 @@ def make_trainer(
     described = any(isinstance(callback, ModelSummary) for callback in theirs)
     # Lightning's own would go to a log that nobody reads
     summary = [RichModelSummary()] if cfg.trainer.enable_model_summary and not described else []
-    more: dict[str, Any] = {"enable_checkpointing": False} if testing else {}
-    if profiler := _profiler(cfg, out):
-        more["profiler"] = profiler
-    trainer: L.Trainer = instantiate(
-        cfg.trainer,
+    rest = {key: value for key, value in as_plain(cfg.trainer).items() if key not in ("callbacks", "profiler")}
+    if testing:
+        rest["enable_checkpointing"] = False
+    # as a partial, since Hydra would copy objects that are handed to it
+    trainer: L.Trainer = instantiate(rest, _partial_=True, _convert_="all")(
         callbacks=[*callbacks, *theirs, *bars, *summary],
         logger=list(loggers) or False,
         default_root_dir=str(out),
-        **more,
+        profiler=_profiler(cfg, out),
     )
     return trainer
 
@@ -55,11 +59,14 @@ def _callbacks(cfg: DictConfig) -> list[Callback]:
     return [instantiate(node, _convert_="all") for node in ([nodes] if isinstance(nodes, DictConfig) else nodes)]
 
 
-def _profiler(cfg: DictConfig, out: Path) -> Profiler | None:
+def _profiler(cfg: DictConfig, out: Path) -> Profiler | str | None:
     """``trainer.profiler``, by name or as a node; Lightning adds the stage to the name of its file."""
     node, place = cfg.trainer.get("profiler"), {"dirpath": str(out), "filename": "profile"}
     if isinstance(node, DictConfig):
         given = {key: value for key, value in place.items() if key not in node}
         made: Profiler = instantiate(node, _partial_=True, _convert_="all")(**given)
         return made
-    return _PROFILERS[node](**place) if node in _PROFILERS else None
+    if node in _PROFILERS:
+        made = _PROFILERS[node](**place)
+        return made
+    return None if node is None else str(node)  # Lightning knows what else there is
