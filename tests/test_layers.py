@@ -27,7 +27,7 @@ ALLOWED = {
     "runs": {"victims", "attacks", "report", "data", "methods", "studies"},
 }
 # and the files of runs/, of which each imports from those before it
-RUNS = ["check", "config", "stopping", "console", "loggers", "build", "checkpoints", "train", "lab", "cli"]
+RUNS = ["check", "config", "trust", "stopping", "console", "loggers", "build", "checkpoints", "train", "lab", "cli"]
 
 
 def layer(path):

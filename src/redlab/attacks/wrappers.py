@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from redlab.attacks.guard import check_inputs, guard, logits_of, per_row
 from redlab.attacks.pgd import PGD
 from redlab.attacks.rng import SampleRng
-from redlab.batch import Attack, Restorer
+from redlab.batch import Attack, Restorer, estimate
 
 
 class Defended(nn.Module):
     """Restorer and then victim, as one classifier: what an attacker who knows of the defence differentiates.
 
     Args:
-        restorer: has ``restore``, (B, C, H, W) -> the same shape.
+        restorer: has ``restore``, (B, C, H, W) -> the same shape, or ``estimate``, see ``redlab.batch.estimate``.
         victim: (B, C, H, W) -> (B, K) logits.
     """
 
@@ -36,7 +36,7 @@ class Defended(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, K) logits of the victim on the restored images."""
-        logits: Tensor = self.victim(self.restorer.restore(x))
+        logits: Tensor = self.victim(estimate(self.restorer, x))
         return logits
 
 
@@ -54,7 +54,7 @@ class StraightThrough(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, K), the very logits of ``defended``."""
         with torch.no_grad():
-            restored = self.defended.restorer.restore(x)
+            restored = estimate(self.defended.restorer, x)
         if restored.shape != x.shape:
             raise ValueError(f"BPDA needs a restorer that keeps {tuple(x.shape)}, got {tuple(restored.shape)}")
         logits: Tensor = self.defended.victim(_TakenForIdentity.apply(x, restored))

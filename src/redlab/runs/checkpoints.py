@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,14 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 import redlab
+from redlab.attacks.mix import AttackMix
 from redlab.data import AttackDataModule
 from redlab.methods.base import Method
 from redlab.runs.build import build
 from redlab.runs.check import ConfigError
 from redlab.runs.config import as_plain, finalise, leaves
 from redlab.runs.console import console
+from redlab.runs.trust import stored_config
 from redlab.victims import Victim, state_hash
 from redlab.victims.classifier import Classifier
 
@@ -152,15 +155,46 @@ def find_checkpoint(run: Path) -> Path:
     return run
 
 
-def load(run: str | Path) -> Method | Classifier:
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What a loaded method was made with, as its attribute ``run``.
+
+    A record and not modules of the method: it is in no state and no checkpoint, and ``method.to(device)`` moves of the
+    victims only those that the method itself holds.
+
+    Attributes:
+        config: resolved, as plain values.
+        victims: by name.
+        mix: its attacks.
+        data: the data module, for ``trainer.test(method, datamodule=method.run.data)`` and ``trainer.predict``.
+    """
+
+    config: Mapping[str, Any]
+    victims: Mapping[str, nn.Module]
+    mix: AttackMix
+    data: AttackDataModule
+
+
+def load(run: str | Path, *, allow: Sequence[str] = ()) -> Method | Classifier:
     """A trained method, in eval mode, from a run folder or a checkpoint; for notebooks.
 
-    Example: ``x_hat = redlab.load("outputs/...").restore(x_adv)``.
+    Example: ``x_hat = redlab.load("outputs/...").restore(x_adv)``. What it was made with is its ``run``, see `Run`.
+
+    Args:
+        run: the folder or the checkpoint.
+        allow: full names of your own classes and functions that the run was made with, such as
+            ``["my_module.MyMethod"]``: a file may name nothing else but what redlab offers.
+
+    Raises:
+        ConfigError: the checkpoint cannot be read, or names something that is not allowed.
     """
     path = find_checkpoint(Path(run))
     checkpoint = read_checkpoint(path)
-    method, _ = build(finalise(OmegaConf.create(checkpoint["redlab"]["config"])), checkpoint["redlab"]["victims"])
+    config = stored_config(path, checkpoint["redlab"]["config"], allow)
+    cfg = finalise(OmegaConf.create(config))
+    method, data = build(cfg, checkpoint["redlab"]["victims"])
     load_weights(method, path, checkpoint)
+    method.run = Run(config=as_plain(cfg), victims=data.victims, mix=data.mix, data=data)
     return method.eval()
 
 

@@ -24,7 +24,8 @@ python evaluate.py run=<folder or checkpoint> [override ...]
 python evaluate.py study=<paper>/<table> [scale=smoke|small|paper] [seeds=[0,1]] [override ...]
 
 Overrides are those of train.py: mix=... data=... victim=... take another attack mix, data set or victim.
-Further keys: out=<folder> (where the numbers go), debug=true (full tracebacks).
+Further keys: out=<folder> (where the numbers go), debug=true (full tracebacks),
+allow=[my_module.MyMethod] (names that the checkpoint may use besides those of redlab).
 """
 
 
@@ -90,7 +91,10 @@ def _pin_children_to_this_job(settings: Any) -> None:
 def _resume_arguments(argv: list[str]) -> list[str]:
     """``resume=<folder>`` stands for the folder's own overrides and the same output folder."""
     resume = [a for a in argv if a.startswith("resume=")]
+    allow = [a for a in argv if a.startswith("allow=")]
     if not resume:
+        if allow:
+            raise ConfigError(f"{allow[0]} goes with resume=<folder>; what is typed needs no leave.")
         into = [a.removeprefix("hydra.run.dir=").strip("'\"") for a in argv if a.startswith("hydra.run.dir=")]
         again = bool(into) and Path(into[-1], ".hydra", "overrides.yaml").is_file()
         return [*argv, "hydra.output_subdir=null"] if again else argv  # see below
@@ -98,10 +102,23 @@ def _resume_arguments(argv: list[str]) -> list[str]:
     stored = folder / ".hydra" / "overrides.yaml"
     if not stored.is_file():
         raise ConfigError(f"resume={folder}: no run in that folder (.hydra/overrides.yaml is missing).")
-    words = {_key(word): word for word in [*OmegaConf.load(stored), *(a for a in argv if a not in resume)]}
+    from redlab.runs.trust import stored_words
+
+    typed = [a for a in argv if a not in resume and a not in allow]
+    # without resolving, since a word may hold an interpolation
+    held = OmegaConf.to_container(OmegaConf.load(stored), resolve=False)
+    anew = {_key(word) for word in typed}
+    held = [word for word in held or () if not (isinstance(word, str) and _key(word) in anew)]
+    held = stored_words(stored, held, [name for word in parse(allow) for name in _names(word.value())])
+    words = {_key(word): word for word in [*held, *typed]}
     quoted = str(folder).replace("'", "\\'")  # a path may hold characters that mean something to Hydra
     # without output_subdir, what was typed at first stays as it is, also if this resume turns out to be a mistake
     return [*words.values(), f"hydra.run.dir='{quoted}'", "hydra.output_subdir=null"]
+
+
+def _names(value: Any) -> list[str]:
+    """``allow=`` takes one name or a list of them."""
+    return [str(name) for name in (value if isinstance(value, list) else [value])]
 
 
 def _key(word: str) -> str:
@@ -112,7 +129,8 @@ def _evaluate(argv: list[str]) -> None:
     if not argv or {"-h", "--help"} & set(argv):
         print(_EVALUATE_HELP)
         return
-    own: dict[str, Any] = {"run": None, "study": None, "scale": "small", "seeds": [0], "out": None, "debug": False}
+    own: dict[str, Any] = {"run": None, "out": None, "allow": [], "debug": False}
+    own |= {"study": None, "scale": "small", "seeds": [0]}
     overrides = []
     for word in parse(argv):
         if word.get_key_element() in own:
@@ -125,7 +143,9 @@ def _evaluate(argv: list[str]) -> None:
         from redlab.runs.train import evaluate
 
         stamp = time.strftime("%Y-%m-%d/%H-%M-%S")
-        evaluate(Path(str(own["run"])), overrides, Path(str(own["out"] or f"outputs/{stamp}_evaluate")))
+        evaluate(
+            Path(str(own["run"])), overrides, Path(str(own["out"] or f"outputs/{stamp}_evaluate")), _names(own["allow"])
+        )
     else:
         seeds = own["seeds"] if isinstance(own["seeds"], list) else [own["seeds"]]
         if not seeds or not all(type(seed) is int for seed in seeds):

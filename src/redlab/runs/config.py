@@ -115,6 +115,10 @@ def override_stored(stored: dict[str, Any], overrides: Sequence[str]) -> DictCon
         ConfigError: an override is unknown, or would change what the checkpoint was trained as.
     """
     cfg = OmegaConf.create(stored)
+    source = OmegaConf.select(cfg, "data.source")
+    for key in ("root", "download"):  # written out in what is stored, where conf/data refers to them
+        if isinstance(source, DictConfig) and key in source and source[key] == cfg.data.get(key):
+            source[key] = f"${{..{key}}}"
     parsed = parse(overrides)
     choices = dict(stored.get("choices", {}))
     fixed = {"method", "experiment", "victim_training"}

@@ -39,6 +39,7 @@ from redlab.runs.config import finalise, override_stored
 from redlab.runs.console import console, filter_known_warnings, progress
 from redlab.runs.loggers import close, make_loggers
 from redlab.runs.stopping import StopOnSignal, Stopped
+from redlab.runs.trust import stored_config
 from redlab.victims.classifier import Classifier
 
 
@@ -84,6 +85,7 @@ def train(cfg: DictConfig, out: Path) -> dict[str, float]:
         trainer.fit(method, datamodule=data, ckpt_path=resume)
         chosen = checkpoints / ("best.ckpt" if (checkpoints / "best.ckpt").exists() else "last.ckpt")
         chosen = trainer.strategy.broadcast(chosen)  # under torchrun, only the first rank's folder has them
+        read_checkpoint(chosen)  # a folder that is resumed came with it, and older Lightning would execute it
         trainer.test(method, datamodule=data, ckpt_path=chosen, verbose=False)
         metrics = _finish(cfg, out, trainer, method, data, started, loggers)
         close(trainer, loggers, failed=False)
@@ -96,11 +98,18 @@ def train(cfg: DictConfig, out: Path) -> dict[str, float]:
     return metrics
 
 
-def evaluate(run: Path, overrides: Sequence[str], out: Path) -> dict[str, float]:
+def evaluate(run: Path, overrides: Sequence[str], out: Path, allow: Sequence[str] = ()) -> dict[str, float]:
     """Tests a run folder or a checkpoint, with overrides such as another mix, data set or victim.
 
+    Args:
+        run: the folder or the checkpoint.
+        overrides: the user's.
+        out: folder of the evaluation.
+        allow: names that the checkpoint may use besides those of redlab, see ``redlab.load``.
+
     Raises:
-        ConfigError: the checkpoint cannot be read, an override does not fit, or ``out`` holds a trained run.
+        ConfigError: the checkpoint cannot be read, or names something that is not allowed, an override does not fit,
+            or ``out`` holds a trained run.
     """
     if (out / "checkpoints").exists():
         raise ConfigError(f"out={out} holds a trained run, whose numbers would be lost; give another folder.")
@@ -109,9 +118,10 @@ def evaluate(run: Path, overrides: Sequence[str], out: Path) -> dict[str, float]
     path = find_checkpoint(run)
     checkpoint = read_checkpoint(path)
     record = checkpoint["redlab"]
-    cfg = override_stored(record["config"], overrides)
+    stored = stored_config(path, record["config"], allow)
+    cfg = override_stored(stored, overrides)
     same_method(path, checkpoint, cfg)
-    trained = finalise(OmegaConf.create(record["config"]))
+    trained = finalise(OmegaConf.create(stored))
     own = cfg.victims == trained.victims and cfg.data.name == trained.data.name
     _prepare_folder(cfg, out)
     guides = None if own or is_classifier(cfg) else build_victims(trained, record["victims"])

@@ -246,6 +246,9 @@ def torchvision_model(
     """
     if channels != 3:
         raise ValueError(f"torchvision's {name} takes images of 3 channels, got {channels}")
+    # its detectors fetch a backbone unasked
+    if name.lower() not in torchvision.models.list_models(module=torchvision.models):
+        raise ValueError(f"torchvision has no classifier {name!r}")
     try:
         net: nn.Module = torchvision.models.get_model(name, weights=weights, num_classes=num_classes, **more)
     except KeyError as error:

@@ -22,7 +22,7 @@ class ImageClassifier(nn.Module):
         num_classes: K.
         mean: per channel, or one number for all channels; None means 0.
         std: likewise; None means 1.
-        input_size: smaller images are padded centrally with black up to it; larger ones pass as they are.
+        input_size: images are padded centrally with black up to it; None leaves them as they are.
         feature_layer: dotted name of the module inside the backbone whose output ``features`` returns.
         name: what messages call this network.
 
@@ -69,7 +69,8 @@ class ImageClassifier(nn.Module):
         """(B, C, H, W) in [0, 1] -> (B, K) logits.
 
         Raises:
-            ValueError: the images do not have the channels of mean and std, or the backbone not K logits.
+            ValueError: the images do not have the channels of mean and std, or are larger than ``input_size``, or the
+                backbone does not return K logits.
         """
         # Broadcasting would silently turn one channel into three.
         if self._channels() not in (1, x.shape[1]):
@@ -77,6 +78,13 @@ class ImageClassifier(nn.Module):
                 f"victim '{self.name}' normalises {self._channels()} channels, the images have {x.shape[1]}"
             )
         if self.input_size is not None:
+            if max(x.shape[-2:]) > self.input_size:
+                high, wide = x.shape[-2:]
+                raise ValueError(
+                    f"victim '{self.name}' takes images of at most input_size={self.input_size} pixels a side, got "
+                    f"{high}x{wide}: set victims.{self.name or '<name>'}.input_size to {max(high, wide)}, or to null "
+                    f"for no padding, or data.image_size to {self.input_size}"
+                )
             x = _pad_to(x, self.input_size)
         logits = self._network()((x - self.mean) / self.std)
         if not isinstance(logits, Tensor) or logits.shape != (len(x), self.num_classes):
@@ -190,5 +198,5 @@ def _per_channel(value: Sequence[float] | float | None, default: float) -> list[
 
 def _pad_to(x: Tensor, size: int) -> Tensor:
     """Centres images in black up to size x size; an odd difference goes to the right and the bottom."""
-    high, wide = (max(size - side, 0) for side in x.shape[-2:])
+    high, wide = (size - side for side in x.shape[-2:])
     return F.pad(x, (wide // 2, wide - wide // 2, high // 2, high - high // 2))
