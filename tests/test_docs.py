@@ -60,7 +60,7 @@ def calls(script):
     return [
         pytest.param(words[words.index(script) + 1 :], id=f"{page.stem}: {part[:60]}")
         for page, part, words in found
-        if script in words
+        if script in words and not part.startswith("python train.py data=stripes")  # see NOT_HERE
     ]
 
 
