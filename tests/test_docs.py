@@ -33,6 +33,8 @@ NOT_HERE = {
     "make": "tests, lint and types; .ci/run has the commands of the Makefile",
     "srun": "needs a SLURM cluster",
     "python train.py trainer=ddp trainer.devices=8": "needs eight devices",
+    "python evaluate.py run=...": "a pattern; README has one that runs",
+    "python train.py resume=...": "a pattern; README has one that runs",
     "python evaluate.py study=<paper>/<table>": "a pattern; README has one that runs",
     "python train.py data=stripes": "needs the data set of its page, see test_guides.py",
 }
@@ -152,7 +154,9 @@ def test_yaml_without_a_path_fits_into_a_mix(page):
 
 @pytest.mark.parametrize("words", calls("train.py"))
 def test_train_command_is_valid(words):
-    overrides = [w for w in words if w != "-m" and not w.startswith(("resume=", "allow=")) and w != "--help"]
+    overrides = [w for w in words if w != "-m" and not w.startswith(("resume=", "allow="))]
+    if "data=stripes" in overrides:
+        pytest.skip("see test_yaml_composes_and_names_what_there_is")
     if "-m" in words:  # the first job of the sweep
         overrides = [w if "[" in w else w.split(",")[0] for w in overrides]
     overrides = [w for w in overrides if not w.startswith("hydra.")]
@@ -243,7 +247,7 @@ def test_a_guide_has_a_page_at_most():
     """With the code of a whole example, that is, and its files."""
     for page in GUIDES:
         text = page.read_text()
-        assert len(text.splitlines()) <= 80, page.name
+        assert len(text.splitlines()) <= 90, page.name
         assert len(re.sub(r"^```.*?^```", "", text, flags=re.M | re.S).splitlines()) <= 40, page.name
 
 

@@ -65,7 +65,9 @@ def follow_method(checkout, page):
     export(checkout, "methods", "smoother", "Smoother")
     (line,) = blocks(page, "py")
     suite = checkout / "tests/methods/test_method_contract.py"
-    put(suite, "\nMETHODS = {", "\nfrom redlab.methods import Smoother\n\nMETHODS = {\n    " + line)
+    put(suite, "\nMETHODS = {", "\nfrom redlab.methods import Smoother\n\nMETHODS = {")
+    (printed,) = re.findall(r"^ +\*\*entry\(.*\n", suite.read_text(), re.M)
+    put(suite, printed, f"    {line}")  # it would be there twice
     put(checkout / "tests/test_config.py", "\nCOMPOSED = {", "\nCOMPOSED = {\n    'smoother': ['method=smoother'],")
     return ["tests/methods", "-k", "smoother or Smoother or all_methods or left_out"], 9
 

@@ -160,7 +160,8 @@ def check_images(folders: Sequence[FolderSource], *, progress: bool = True) -> N
     with look as found, warnings.catch_warnings():
         # Pillow's warnings name no file; what matters among them becomes a fault
         warnings.filterwarnings("ignore", module=r"PIL\.")
-        shown = track(found, "Looking at the images", total=len(todo), transient=True, disable=not progress)
+        # not disable=True, with which older versions of rich still leave an empty line
+        shown = track(found, "Looking at the images", total=len(todo), transient=True) if progress else found
         faults = [fault for fault in shown if fault]
     if faults:
         named = "; ".join([*faults[:_NAMED], *(["..."] if faults[_NAMED:] else [])])
