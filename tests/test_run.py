@@ -54,7 +54,7 @@ def test_the_saved_config_is_resolved(trained):
 def test_a_run_says_in_a_few_lines_what_it_is(capsys, tmp_path):
     """Not the whole config, which has a hundred lines and is in the folder."""
     words = ["method=ds", "victim=[small_cnn,lenet]", "mix=attunet", "seed=3"]
-    training._prepare_folder(finalise(compose(words)), tmp_path / ("deep" * 30) / "run")
+    training._show_config(finalise(compose(words)), tmp_path / ("deep" * 30) / "run")
     said = capsys.readouterr().out
     lines = said.splitlines()
     assert len(lines) <= 8
