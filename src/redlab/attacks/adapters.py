@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from redlab.attacks.guard import check_inputs, checked, guard, outside_inference
+from redlab.attacks.guard import check_inputs, checked, guard, outside_inference, sound
 from redlab.attacks.project import per_pixel
 from redlab.attacks.rng import SampleRng
 from redlab.extras import require
@@ -55,6 +55,7 @@ class Torchattacks:
     def __post_init__(self) -> None:
         _check_arguments(f"torchattacks.{self.attack}", self.resolve(), self.arguments, {"model"})
 
+    @sound
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, *, target: Tensor | None = None, rng: SampleRng | None = None
     ) -> Tensor:
@@ -113,6 +114,7 @@ class Foolbox:
         if self.eps is not None and (type(self.eps) not in (int, float) or not 0 <= self.eps < np.inf):
             raise ValueError(f"eps must be one number for all rows, not negative, or None, got {self.eps!r}")
 
+    @sound
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, *, target: Tensor | None = None, rng: SampleRng | None = None
     ) -> Tensor:
@@ -171,6 +173,7 @@ class AdvLib:
         reserved = {"model", "inputs", "labels", "targeted"}
         _check_arguments(f"adv_lib.attacks.{self.attack}", self.resolve(), self.arguments, reserved)
 
+    @sound
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, *, target: Tensor | None = None, rng: SampleRng | None = None
     ) -> Tensor:

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from redlab.attacks.guard import check_inputs, checked, guard, outside_inference, per_row
+from redlab.attacks.guard import check_inputs, checked, guard, outside_inference, per_row, sound
 from redlab.attacks.margin import margin
 from redlab.attacks.project import per_pixel
 from redlab.attacks.rng import SampleRng
@@ -69,6 +69,7 @@ class WassersteinPGD:
     def __post_init__(self) -> None:
         _check(self.window, self.dual_steps, self.tolerance)
 
+    @sound
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, *, target: Tensor | None = None, rng: SampleRng | None = None
     ) -> Tensor:
@@ -119,6 +120,7 @@ class WassersteinFrankWolfe:
     def __post_init__(self) -> None:
         _check(self.window, self.dual_steps, self.tolerance)
 
+    @sound
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, *, target: Tensor | None = None, rng: SampleRng | None = None
     ) -> Tensor:

@@ -78,7 +78,11 @@ class ImageClassifier(nn.Module):
             )
         if self.input_size is not None:
             x = _pad_to(x, self.input_size)
-        logits = self._network()((x - self.mean) / self.std)
+        network, x = self._network(), (x - self.mean) / self.std
+        first = next(network.parameters(), None)
+        if first is not None and first.is_floating_point():
+            x = x.to(first.dtype)  # of a network in half or double precision; mean and std are float32
+        logits = network(x)
         if not isinstance(logits, Tensor) or logits.shape != (len(x), self.num_classes):
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ValueError(f"victim '{self.name}' should return logits {(len(x), self.num_classes)}, got {got}")
