@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from numbers import Real
 from types import ModuleType
 from typing import Any
 
@@ -111,7 +112,9 @@ class Foolbox:
         _check_arguments(name, make, self.arguments, set())
         if self.eps is None and issubclass(make, require("foolbox", "peers").attacks.base.FixedEpsilonAttack):
             raise ValueError(f"{name} needs a budget, got eps=None")
-        if self.eps is not None and (type(self.eps) not in (int, float) or not 0 <= self.eps < np.inf):
+        if self.eps is not None and (
+            isinstance(self.eps, bool) or not isinstance(self.eps, Real) or not 0 <= self.eps < np.inf
+        ):
             raise ValueError(f"eps must be one number for all rows, not negative, or None, got {self.eps!r}")
 
     @sound

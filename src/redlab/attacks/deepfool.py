@@ -69,7 +69,7 @@ class DeepFool:
             rows, now, result = torch.arange(len(x), device=x.device), x, x.clone()
             others = y[:, None]
             for step in range(self.steps + 1):
-                point = now.detach().requires_grad_(step < self.steps)
+                point = now.detach().requires_grad_(bool(step < self.steps))
                 logits = classify(point)
                 result[rows] = now
                 going = margin(logits.detach(), y) >= 0

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
+from numbers import Integral, Real
 from types import FunctionType, MethodType
 from typing import Any, TypeVar, cast
 
@@ -307,7 +308,7 @@ def per_row(
 
     Args:
         name: name of the parameter, for the message.
-        value: a number, or a tensor of shape (B,) or ().
+        value: a number, also one of numpy, or a tensor of shape (B,) or ().
         x: (B, ...) the images, for B and the device.
         low: least value allowed.
         high: greatest value allowed.
@@ -325,7 +326,7 @@ def per_row(
         real = value.dtype != torch.bool and not value.is_complex() and not (whole and value.is_floating_point())
         extremes = torch.stack(value.detach().aminmax()).tolist() if real else []
     else:
-        real = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+        real = is_whole(value) if whole else isinstance(value, Real) and not isinstance(value, bool)
         extremes = [float(value)] if real else []
     if not real:
         shown = value.dtype if isinstance(value, Tensor) else repr(value)
@@ -336,4 +337,9 @@ def per_row(
     dtype = torch.int64 if whole else torch.float32
     if isinstance(value, Tensor):
         return value.detach().to(x.device, dtype).expand(len(x))
-    return torch.full((len(x),), value, dtype=dtype, device=x.device)
+    return torch.full((len(x),), int(value) if whole else float(value), dtype=dtype, device=x.device)
+
+
+def is_whole(value: object) -> bool:
+    """Whether ``value`` is a whole number of Python or numpy, and no bool."""
+    return isinstance(value, Integral) and not isinstance(value, bool)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from redlab.attacks.guard import check_inputs, guard, logits_of, per_row, sound
+from redlab.attacks.guard import check_inputs, guard, is_whole, logits_of, per_row, sound
 from redlab.attacks.pgd import PGD
 from redlab.attacks.rng import SampleRng
 from redlab.batch import Attack, Restorer
@@ -198,5 +198,5 @@ class SmoothedPGD:
 
 
 def _check_samples(samples: int) -> None:
-    if type(samples) is not int or samples < 1:
+    if not is_whole(samples) or samples < 1:
         raise ValueError(f"samples must be a whole number, at least 1, got {samples!r}")

@@ -17,10 +17,11 @@ class Folded:
 
     The twin is made when it is first wanted, and again after a module or a tensor of the network was replaced, moved or
     changed (by autograd's count of changes; those made in place through ``.data`` escape it, and so does a plain
-    attribute such as a stride). It costs the memory of a second set of weights. Only networks of ``redlab.victims.architectures`` have one, as long as all their parts are
-    library code: to find the BatchNorms the network is traced, and tracing somebody's own code would fix for good what
-    it draws or decides anew in each pass. While a module of the network has a hook or a ``forward`` of its own there is
-    no twin either, or it would not be called.
+    attribute such as a stride). It costs the memory of a second set of weights. Only networks of
+    ``redlab.victims.architectures`` have one, as long as all their parts are library code: to find the BatchNorms the
+    network is traced, and tracing somebody's own code would fix for good what it draws or decides anew in each pass.
+    While a module of the network has a hook or a ``forward`` of its own there is no twin either, or it would not be
+    called.
 
     Args:
         network: frozen and in eval mode.
