@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from numbers import Integral, Real
-from types import FunctionType, MethodType
 from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+
+from redlab.attacks.speed import networks_in, quickly
 
 Call = TypeVar("Call", bound=Callable[..., Any])
 
@@ -93,40 +93,6 @@ def guard(model: Callable[[Tensor], Any]) -> Iterator[None]:
                     module.training = training
             for p in wanted:
                 p.requires_grad_(True)
-
-
-def networks_in(model: object, depth: int = 2) -> list[nn.Module]:
-    """``model`` itself if it is a module, and the modules that functions can be seen to use.
-
-    Looks at the object of a method, at what a partial holds, at the variables that a function closes over or reads
-    globally, and at the attributes of an object that can be called; into lists, tuples and dicts of them too.
-
-    Args:
-        model: a module, or anything else that can be called.
-        depth: how far from it to look.
-    """
-    inside: list[object] = []
-    if isinstance(model, nn.Module):
-        # Attributes that are modules are submodules; functions are not.
-        functions = (FunctionType, MethodType, functools.partial)
-        inside = [v for m in model.modules() for v in vars(m).values() if isinstance(v, functions)]
-        return [model, *(network for f in inside for network in networks_in(f, depth - 1))]
-    if isinstance(model, list | tuple):
-        inside = list(model)
-    elif isinstance(model, Mapping):
-        inside = list(model.values())
-    elif depth < 0:
-        return []
-    elif isinstance(model, functools.partial):
-        inside = [model.func, *model.args, *model.keywords.values()]
-    elif isinstance(model, MethodType):
-        inside = [model.__self__, model.__func__]
-    elif isinstance(model, FunctionType):
-        used = inspect.getclosurevars(model)
-        inside = [*used.nonlocals.values(), *used.globals.values(), *(model.__defaults__ or ())]
-    elif callable(model) and not isinstance(model, type):
-        inside = list(getattr(model, "__dict__", {}).values())
-    return [network for part in inside for network in networks_in(part, depth - 1)]
 
 
 def outside_inference(t: Tensor) -> Tensor:
@@ -217,7 +183,7 @@ def checked(model: Callable[[Tensor], Any], *labels: Tensor | None) -> Callable[
 
 
 def sound(call: Call) -> Call:
-    """An attack's ``__call__`` (or ``run``) whose result is checked like its input.
+    """An attack's ``__call__`` (or ``run``) during which networks compute faster, its result checked like its input.
 
     Args:
         call: method with the call of ``redlab.batch.Attack``; of a tuple, the first entry counts.
@@ -227,7 +193,7 @@ def sound(call: Call) -> Call:
     def attack(
         self: object, model: nn.Module, x: Tensor, y: Tensor, *, target: Tensor | None = None, rng: Any = None
     ) -> Any:
-        found = call(self, model, x, y, target=target, rng=rng)
+        found = quickly(model, lambda: call(self, model, x, y, target=target, rng=rng))
         check_images(f"the result of {type(self).__name__}", found[0] if isinstance(found, tuple) else found)
         return found
 

@@ -173,6 +173,10 @@ class Victim(ImageClassifier):
         super().train(False)
         return self
 
+    def redlab_unused(self) -> nn.Module | None:
+        """The backbone while its twin computes the logits, so that nobody speeds it up for nothing."""
+        return None if self._network() is self.backbone else self.backbone
+
     def _network(self) -> nn.Module:
         return self._folded.fastest()
 
