@@ -6,6 +6,8 @@ import functools
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import is_dataclass
+from inspect import signature
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -14,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+import redlab.attacks
 from redlab.attacks import (
     APGD,
     BPDA,
@@ -222,6 +225,16 @@ BAD_RESULTS = {
 def test_a_result_is_checked_like_an_input(result: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Says(result)(NET, X, Y)
+
+
+def test_every_attack_checks_its_result() -> None:
+    classes = [
+        c for c in vars(redlab.attacks).values() if is_dataclass(c) and "rng" in signature(c.__call__).parameters
+    ]
+    assert len(classes) >= 22
+    for attack in classes:
+        call = getattr(attack, "run", attack.__call__)
+        assert hasattr(call, "__wrapped__"), f"{attack.__name__} is not decorated with sound"
 
 
 def test_a_mix_checks_the_results_of_any_attack() -> None:
