@@ -25,6 +25,9 @@ _AS_THEY_ARE: WeakSet[nn.Module] = WeakSet()
 """Modules of networks that failed otherwise: mostly, that call ``view`` on what a convolution gives."""
 
 
+_MEMBERS = 100
+"""Of an ensemble, at most; a longer list holds data, and to look through it would take time."""
+
 _AT_WORK: ContextVar[bool] = ContextVar("at work", default=False)
 
 
@@ -66,7 +69,7 @@ def networks_in(model: object, depth: int = 2) -> list[nn.Module]:
     """``model`` itself if it is a module, and the modules that functions can be seen to use.
 
     Looks at the object of a method, at what a partial holds, at the variables that a function closes over or reads
-    globally, and at the attributes of an object that can be called; into lists, tuples and dicts of them too.
+    globally, and at the attributes of an object that can be called; into short lists, tuples and dicts of them too.
 
     Args:
         model: a module, or anything else that can be called.
@@ -81,10 +84,8 @@ def networks_in(model: object, depth: int = 2) -> list[nn.Module]:
         return [model, *(network for f in inside for network in networks_in(f, depth - 1))]
     if depth < 0:
         return []
-    if isinstance(model, list | tuple):
-        inside = list(model)
-    elif isinstance(model, Mapping):
-        inside = list(model.values())
+    if isinstance(model, list | tuple | Mapping):
+        inside = list(model.values() if isinstance(model, Mapping) else model) if len(model) <= _MEMBERS else []
     elif isinstance(model, partial):
         inside = [model.func, *model.args, *model.keywords.values()]
     elif isinstance(model, MethodType):
