@@ -321,6 +321,7 @@ def test_models_that_are_the_same_network(name: str, make: Callable[[], Any]) ->
     torch.testing.assert_close(ALL[name](make(), X, Y), expected(name), rtol=0, atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch.compile's own, which it hides elsewhere
 def test_a_compiled_module() -> None:
     for attack in (PGD(eps=0.1, steps=2), Square(eps=0.1, queries=5)):

@@ -17,7 +17,6 @@ from redlab.victims import Victim, architectures
 
 X = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 Y = torch.tensor([0, 1, 2, 0])
-CL = torch.channels_last
 
 
 def network(*tail: nn.Module) -> nn.Sequential:
@@ -72,7 +71,9 @@ def test_as_before_after_an_exception() -> None:
 
 
 @pytest.mark.parametrize(
-    "attack", [FGSM(), PGD(steps=3), APGD(steps=3), DDN(steps=3), CarliniWagnerL2(steps=3)], ids=str
+    "attack",
+    [FGSM(), PGD(steps=3), APGD(steps=3), DDN(steps=3), CarliniWagnerL2(steps=3, binary_search_steps=1)],
+    ids=str,
 )
 def test_the_same_images(attack: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     fast = attack(network(), X, Y)
@@ -189,7 +190,9 @@ LEFT_ALONE: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-@pytest.mark.parametrize("make", LEFT_ALONE.values(), ids=LEFT_ALONE)
+@pytest.mark.parametrize(
+    "make", [pytest.param(m, id=n, marks=pytest.mark.slow if n == "compiled" else ()) for n, m in LEFT_ALONE.items()]
+)
 def test_left_alone(make: Callable[[], nn.Module]) -> None:
     model = make()
     before = facts(model)
