@@ -63,11 +63,11 @@ BLACK_BOXES = {
     "local_search": LocalSearch(steps=2, candidates=8),
 }
 ALL = BY_GRADIENT | BLACK_BOXES
-CORE = ("pgd", "autoattack", "boundary")  # the others are marked slow
+CORE = ("pgd", "autoattack", "local_search")  # the others are marked slow
 
 
-def over(attacks: dict[str, Any]) -> pytest.MarkDecorator:
-    marks = {name: () if name in CORE else (pytest.mark.slow,) for name in attacks}
+def over(attacks: dict[str, Any], core: tuple[str, ...] = CORE) -> pytest.MarkDecorator:
+    marks = {name: () if name in core else (pytest.mark.slow,) for name in attacks}
     return pytest.mark.parametrize("name", [pytest.param(name, marks=marks[name], id=name) for name in attacks])
 
 
@@ -372,7 +372,7 @@ def nan_in_row_2(x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(("make", "message"), REFUSED.values(), ids=REFUSED)
-@every
+@over(ALL, (*CORE, "boundary"))  # which asks the model once here
 def test_models_that_no_attack_can_ask(name: str, make: Callable[[], Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ALL[name](make(), X, Y)
