@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -551,6 +552,24 @@ BAD_FIELDS = [(c, *bad) for c in ATTACKS for bad in BAD_NUMBERS if bad[0] in fie
 def test_bad_numbers_are_named(case: Case, field: str, value: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         attack_of(case, **{field: value})(network(), images(), Y)
+
+
+def numpy_like(value: Any) -> Any:
+    """The numbers in it as numpy has them."""
+    return np.int64(value) if type(value) is int else np.float32(value) if type(value) is float else value
+
+
+@every
+def test_numpy_numbers(case: Case) -> None:
+    """As a sweep over np.linspace gives them. float32 holds 0.1 and 8 / 255 as the attacks themselves do."""
+    model, x = network(balanced=case.balanced), images()
+    y, target = labels(model, x, most(case))
+    plain = attack_of(case)
+    numbers = {name: numpy_like(getattr(plain, name)) for name in field_names(case)}
+    changed = {name for name, value in numbers.items() if type(value) is not type(getattr(plain, name))}
+    assert changed or case.name in ("bpda", "cw-linf-no-budget")
+    ours, theirs = (a(model, x, y, target=target) for a in (plain, dataclasses.replace(plain, **numbers)))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-3)  # Frank-Wolfe blows up the last bits of its tolerance
 
 
 @every

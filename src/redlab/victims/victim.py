@@ -86,7 +86,11 @@ class ImageClassifier(nn.Module):
                     f"for no padding, or data.image_size to {self.input_size}"
                 )
             x = _pad_to(x, self.input_size)
-        logits = self._network()((x - self.mean) / self.std)
+        network, x = self._network(), (x - self.mean) / self.std
+        first = next(network.parameters(), None)
+        if first is not None and first.is_floating_point():
+            x = x.to(first.dtype)  # of a network in half or double precision; mean and std are float32
+        logits = network(x)
         if not isinstance(logits, Tensor) or logits.shape != (len(x), self.num_classes):
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ValueError(f"victim '{self.name}' should return logits {(len(x), self.num_classes)}, got {got}")
@@ -179,6 +183,10 @@ class Victim(ImageClassifier):
         """Stays in eval mode."""
         super().train(False)
         return self
+
+    def redlab_unused(self) -> nn.Module | None:
+        """The backbone while its twin computes the logits, so that nobody speeds it up for nothing."""
+        return None if self._network() is self.backbone else self.backbone
 
     def _network(self) -> nn.Module:
         return self._folded.fastest()
