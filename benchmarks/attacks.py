@@ -4,8 +4,9 @@
 
 All attack the same correctly classified images of the same frozen victim with the same budget, in turn, in one process
 and one thread, `repeats` times. The others get the victim's network as it is, as their users would; ours get the
-`Victim`, which computes with BatchNorm folded. `--fold-peers` gives them the `Victim` as well, which shows what the
-attack itself costs. A time is CPU seconds of the process (on a GPU the time between two events), divided by that of the
+`Victim`, which computes with BatchNorm folded. `--plain` gives ours the network as it is too, which is what somebody
+has who brings a plain nn.Module; `--fold-peers` gives the others the `Victim` as well, which shows what the attack
+itself costs. A time is CPU seconds of the process (on a GPU the time between two events), divided by that of the
 bare loop of the same round: as many passes of the network, forward and back to the input, as the entry says, and
 nothing else. The table shows medians. A library that is not installed is named in the table.
 """
@@ -20,7 +21,7 @@ import math
 import statistics
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,8 @@ def victim_and_images(name: str, count: int, device: torch.device) -> tuple[Vict
     The small CNN is trained as the project does. The ResNet-18 sees the images padded to 32x32 in three equal channels,
     and trains on few of them: what counts is that it has learned something. Both are kept in outputs/victims.
     """
-    cfg = finalise(compose(["data=fashion_mnist", "victim=small_cnn", "victim_training.max_epochs=3"]))
+    words = ["data=fashion_mnist", "victim=small_cnn", "victim_training.max_epochs=3", "victim_training.batch_size=128"]
+    cfg = finalise(compose(words))
     splits = fashion_mnist(cfg.data.root)
     x, y = splits.test.images[: 2 * count + 64].float() / 255, splits.test.labels[: 2 * count + 64]
     if name == "small_cnn":
@@ -133,7 +135,7 @@ def measure(
     entry: Entry,
     tiny: Entry,
     victim: Victim,
-    fold_peers: bool,
+    folded: Collection[str],
     x: Tensor,
     y: Tensor,
     repeats: int,
@@ -141,12 +143,13 @@ def measure(
 ) -> dict[str, dict[str, Any]]:
     """Who -> seconds of each repeat, times the bare loop, success and norm of the first; or what is missing.
 
-    ``tiny`` is the same with few steps: a first run imports the library and is not measured. What has fewer than 5
-    passes is done over and over, since a clock is not that fine.
+    Those in ``folded`` get the victim, the others its network as it is. ``tiny`` is the same with few steps: a first
+    run imports the library and is not measured. What has fewer than 5 passes is done over and over, since a clock is
+    not that fine.
     """
     results: dict[str, dict[str, Any]] = {}
     plain = as_it_is(victim)
-    models = {who: victim if who == "redlab" or fold_peers else plain for who in entry.runs}
+    models = {who: victim if who in folded else plain for who in entry.runs}
     for who, run in tiny.runs.items():
         try:
             run(models[who], x[:2].clone(), y[:2].clone())
@@ -208,7 +211,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--without", nargs="+", default=[], metavar="LIBRARY", help="leave these out, say the slow ones"
     )
-    parser.add_argument("--fold-peers", action="store_true", help="give the others the folded victim as well")
+    network = parser.add_mutually_exclusive_group()
+    network.add_argument("--plain", action="store_true", help="give ours the network as it is, as the others")
+    network.add_argument("--fold-peers", action="store_true", help="give the others the folded victim as well")
     parser.add_argument("--device", default="cpu", type=torch.device)
     parser.add_argument("--out", type=Path, help="JSON with all numbers")
     args = parser.parse_args(argv)
@@ -229,7 +234,8 @@ def main(argv: list[str] | None = None) -> None:
                 entry.runs.pop(who, None)
                 tiny[name].runs.pop(who, None)
             tick = lambda who, name=name: progress.update(task, advance=1, description=f"{name} {who}")  # noqa: E731
-            results[name] = measure(entry, tiny[name], victim, args.fold_peers, x, y, args.repeats, tick)
+            folded = entry.runs if args.fold_peers else () if args.plain else ("redlab",)
+            results[name] = measure(entry, tiny[name], victim, folded, x, y, args.repeats, tick)
             if args.out:  # after each attack, so that an interrupted run leaves what it has
                 args.out.write_text(json.dumps(head | {"results": results}, indent=1))
     show(results, Console())

@@ -71,6 +71,9 @@ def tiny(victim_root):
         "trainer.enable_progress_bar=false",
         "trainer.log_every_n_steps=1",
         "victim_training.max_epochs=1",
+        "victim_training.limit_train=64",
+        "victim_training.limit_val=16",
+        "victim_training.batch_size=16",
         f"victim_root={victim_root}",
     ]
 

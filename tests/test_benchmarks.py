@@ -42,6 +42,27 @@ def test_the_table_and_the_numbers(attacks, monkeypatch, tmp_path, capsys):
     assert 0 <= own["success"] <= 100
 
 
+@pytest.mark.parametrize(
+    ("options", "ours", "theirs"),
+    [([], "Victim", "ImageClassifier"), (["--plain"], *["ImageClassifier"] * 2), (["--fold-peers"], *["Victim"] * 2)],
+    ids=["own", "plain", "folded"],
+)
+def test_who_gets_the_victim_and_who_the_network_as_it_is(attacks, monkeypatch, options, ours, theirs):
+    victim, given = Victim(architectures.small_cnn(10, 1, 28, widths=[2, 2]), num_classes=10), {}
+    x = torch.rand(3, 1, 28, 28)
+
+    def entries(*_, **__):
+        def run(who):
+            return lambda model, images, _labels: given.setdefault(who, type(model).__name__) and images
+
+        return {"fgsm": attacks.Entry("linf", 1, {who: run(who) for who in ("redlab", "foolbox")})}
+
+    monkeypatch.setattr(attacks, "victim_and_images", lambda *given: (victim, x, victim(x).argmax(1)))
+    monkeypatch.setattr(attacks, "entries", entries)
+    attacks.main(["--attacks", "fgsm", "--repeats", "1", *options])
+    assert given == {"redlab": ours, "foolbox": theirs}
+
+
 def test_the_bare_loop_asks_for_gradients_of_the_images_alone(attacks):
     victim = Victim(architectures.small_cnn(10, 1, 28, widths=[2, 2]), num_classes=10)
     calls = []

@@ -131,6 +131,26 @@ def test_another_victim_leaves_the_guide(trained, short, tmp_path):
     assert "test/restored_accuracy/fgsm/small_cnn" in numbers(trained)
 
 
+def test_a_victim_of_the_run_is_its_own_from_any_folder(trained, short, tmp_path, monkeypatch, capsys):
+    """Not one of the same name that is trained anew, as it would be where no cache of victims is found."""
+    monkeypatch.setattr(build, "_trained_victim", lambda *args: pytest.fail("a victim was trained"))
+    monkeypatch.chdir(tmp_path)
+    seen, original = [], training.build
+    monkeypatch.setattr(training, "build", lambda *args, **more: seen.append(original(*args, **more)) or seen[-1])
+    words = ["victim=lenet", "mix=attunet", "victim_root=empty", "data.limit_test=8"]
+    other = training.evaluate(trained, words, tmp_path / "out")
+    attacked = seen[0][1].victims["lenet"]
+    assert state_hash(attacked) == checkpoint(trained)["redlab"]["victims"]["lenet"]["sha256"]
+    assert "Victims of the run itself: lenet. Others: none." in " ".join(capsys.readouterr().out.split())
+    cells = {key.rsplit("/", 1)[-1] for key in other if key.startswith("test/restored_accuracy/fgsm/")}
+    assert cells == {"lenet"}
+    with pytest.raises(pytest.fail.Exception, match="a victim was trained"):
+        training.evaluate(trained, ["victim=[lenet,fashion_cnn]", "mix=attunet"], tmp_path / "more")
+    assert "Victims of the run itself: lenet. Others: fashion_cnn." in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(pytest.fail.Exception, match="a victim was trained"):
+        training.evaluate(trained, ["+victims.lenet.training.max_epochs=2"], tmp_path / "longer")
+
+
 @pytest.mark.slow
 def test_another_victim_where_the_guide_was_named(tiny, short, tmp_path):
     train([*tiny, *PAIR, "method.guide=lenet"], tmp_path / "run")

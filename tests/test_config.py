@@ -3,6 +3,7 @@
 import copy
 import inspect
 import re
+from pathlib import Path
 
 import lightning as L
 import pytest
@@ -13,7 +14,7 @@ from torch import nn
 
 from redlab.attacks.mix import AttackMix, Component
 from redlab.data import AttackDataModule
-from redlab.runs import build
+from redlab.runs import build, loggers
 from redlab.runs.check import ConfigError
 from redlab.runs.config import compose, conf_dir, finalise, override_stored, parse
 from redlab.victims import Victim
@@ -30,7 +31,7 @@ COMPOSED = {
     "digits_do": ["method=do", "trainer=deterministic", "logger=none"],
     "digits_ds": ["method=ds", "trainer=ddp", "logger=wandb"],
     "fashion_mnist": ["data=fashion_mnist", "victim=[small_cnn,lenet,fashion_cnn]", "mix=cdd_red_known"],
-    "mnist": ["data=mnist", "victim=lenet", "mix=attunet"],
+    "mnist": ["data=mnist", "victim=lenet", "mix=attunet", "logger=[csv,tensorboard]"],
     "svhn": ["data=svhn", "method=classifier", "mix=clean", "victim=svhn_cnn", "optim@method.optimizer=sgd"],
     "image_folder": ["data=image_folder", "data.root=nowhere", "data.num_classes=7", "method=do"],
     "gred": ["data=cifar10", "mix=gred"],
@@ -218,12 +219,9 @@ def test_trainers(configs, name, tmp_path):
 
 @pytest.mark.parametrize("name", ["digits_cdd_red", "digits_do", "digits_ds"])
 def test_loggers(configs, name, tmp_path):
-    node = configs[name].logger
-    if node._target_ is None:
-        return
-    logger = instantiate(node, save_dir=str(tmp_path), _convert_="all")
-    assert logger.save_dir == str(tmp_path)
-    assert logger.name in ("csv", "redlab")
+    made = loggers.make_loggers(configs[name], tmp_path)
+    assert [logger.save_dir for logger in made] == [str(tmp_path)] * (name != "digits_do")
+    assert {logger.name for logger in made} <= {"csv", "redlab"}
 
 
 @pytest.mark.parametrize("name", sorted(options("optim")))
@@ -251,10 +249,17 @@ def test_a_target_knows_its_arguments(path):
 # ---- the files themselves -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("data", "size"), [("image_folder", 64), ("fashion_mnist", 32)])
+def test_the_least_size_of_a_network_gives_way_to_larger_images(data, size):
+    names = ["vgg11", "vgg13", "vgg16", "vgg19", "svhn_cnn"]
+    victims = compose([f"data={data}", f"victim=[{','.join(names)}]"]).victims
+    assert {name: victims[name].input_size for name in names} == dict.fromkeys(names, size)
+
+
 def test_the_size_of_conf_is_known():
     """It grows on purpose, not by drift."""
-    assert len(FILES) == 82
-    assert sum(len(path.read_text().splitlines()) for path in FILES) <= 1067
+    assert len(FILES) == 83
+    assert sum(len(path.read_text().splitlines()) for path in FILES) <= 1086
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(CONF)))
@@ -271,9 +276,9 @@ def test_a_file_is_simple_and_harmless(path):
 
 def test_defaults_need_no_network_and_no_account(configs):
     cfg = configs["digits_cdd_red"]
-    assert cfg.logger._target_.endswith("CSVLogger")
-    assert configs["digits_ds"].logger.offline is True
-    assert configs["digits_ds"].logger.log_model is False
+    assert [logger._target_.rsplit(".")[-1] for logger in cfg.logger.values()] == ["CSVLogger"]
+    assert configs["digits_ds"].logger.wandb.offline is True
+    assert configs["digits_ds"].logger.wandb.log_model is False
     assert [v.weights for v in cfg.victims.values()] == [None]
     for other in configs.values():
         assert not other.data.get("download", False)
@@ -315,6 +320,31 @@ def test_seed_zero_is_a_seed(changed):
         ("mix.components.pgd.attack.step", 1, "Did you mean 'steps'?"),
         ("victims.small_cnn.typo", 1, "Unknown key 'victims.small_cnn.typo'"),
         ("victim_training.max_epoch", 1, "Did you mean 'max_epochs'?"),
+        ("victim_training.max_epochs", 0, "victim_training.max_epochs must be a whole number of at least 1, got 0"),
+        ("victim_training.batch_size", 0, "victim_training.batch_size must be a whole number of at least 1, got 0"),
+        ("victim_training.limit_train", 0, "victim_training.limit_train must be a number of images, or null for all"),
+        ("victim_training.val_size", -1, "victim_training.val_size must be a share or number of images, got -1"),
+        ("victim_training.seed", -1, "victim_training.seed must be a whole number from 0 to 4294967295, got -1"),
+        ("victims.small_cnn.training.max_epochs", 0, "victims.small_cnn.training.max_epochs must be a whole number"),
+        ("victims.small_cnn.training.max_epoch", 3, "Unknown key 'victims.small_cnn.training.max_epoch'"),
+        ("victims.small_cnn.training.classifier.optimizer.lr", "x", "training.classifier.optimizer.lr must be a num"),
+        ("victims.small_cnn.training.classifier.optimizer.lrr", 1, "Did you mean 'lr'?"),
+        ("trainer.logger", True, "trainer.logger has no effect here: choose loggers with logger=csv"),
+        ("trainer.default_root_dir", "x", "trainer.default_root_dir has no effect here: hydra.run.dir=..."),
+        ("trainer.limit_predict_batches", 1, "trainer.limit_predict_batches has no effect here"),
+        ("trainer.model_registry", "x", "trainer.model_registry has no effect here"),
+        ("trainer.enable_checkpointing", False, "trainer.enable_checkpointing=false cannot be"),
+        ("trainer.barebones", True, "trainer.barebones=true cannot be"),
+        ("trainer.use_distributed_sampler", True, "trainer.use_distributed_sampler=true cannot be"),
+        ("trainer.callbacks", ["x"], r"trainer.callbacks takes nodes such as \[{_target_: my.Callback}\], got 'x'"),
+        ("data.seed", 1, "data.seed has no effect here: it is seed=..."),
+        ("data.victims", {}, "data.victims has no effect here"),
+        ("mix.seed", 1, "mix.seed has no effect here: it is seed=..."),
+        ("method.victims", {}, "method.victims has no effect here"),
+        ("logger.csv.save_dir", "x", "logger.csv.save_dir has no effect here: hydra.run.dir=..."),
+        ("logger.csv.name", "x", "logger.csv.name has no effect here"),
+        ("logger.csv.version", 3, "logger.csv.version has no effect here"),
+        ("victim_training.classifier.mean", 0.5, "victim_training.classifier.mean has no effect here: set it at vict"),
         ("method._target_", "redlab.methods.Nothing", "method._target_=redlab.methods.Nothing cannot be imported"),
         ("data.num_classes", "???", "data.num_classes has no value: give it as data.num_classes=..."),
         ("data.num_classes", "${nothing}", "nothing"),
@@ -337,9 +367,16 @@ def test_a_wrong_value(changed, key, value, says):
         (["victim=[lenet,vgg12]"], "victim=vgg12: no such option"),
         (["logger=null"], "not null"),
         (["seed=1,2"], "seed=1,2"),
-        (["logger=wandb", "logger.log_model=true"], "wandb uploads online only"),
+        (["logger=wandb", "logger.wandb.log_model=true"], "wandb uploads online only"),
+        (["logger=wandb", "logger.offline=false"], "Did you mean 'logger.wandb.offline'?"),
         (["method=classifier"], "add mix=clean, or mix=adversarial_training"),
         (["~victim"], "no victims"),
+        (["victim=[lenet,small_cnn,lenet]"], "names lenet twice"),
+        (["logger=[csv,csv]"], "names csv twice"),
+        (["logger=[csv,none]"], "logger=[csv,none]: none stands alone"),
+        (["logger=wandb", "+logger.wandb.id=x"], "logger.wandb.id has no effect here"),
+        (["logger=[csv,wandb]", "+logger.wandb.name=x"], "logger.wandb.name has no effect here: it is name=..."),
+        (["method=classifier", "mix=clean", "+method.std=2"], "method.std has no effect here: set it at victims."),
     ],
 )
 def test_a_wrong_word(words, says):
@@ -414,7 +451,16 @@ def test_a_group_is_composed_afresh(stored):
     assert cfg.mix.components.fgsm.weight == 2
     assert cfg.choices.mix == "attunet"
     assert cfg.data == OmegaConf.create(stored).data
-    assert cfg.victims.small_cnn.weights == "mine.pt"
+    assert cfg.victims.small_cnn.weights == str(Path("mine.pt").absolute())
+
+
+def test_another_folder_of_data_reaches_the_source():
+    """In a checkpoint, what one key takes from another is resolved."""
+    there = OmegaConf.to_container(finalise(compose(["data=mnist", "data.root=first"])))
+    assert override_stored(there, []).data.source.root == str(Path("first").absolute())
+    cfg = override_stored(there, ["data.root='~/second'", "data.download=true"])
+    assert cfg.data.root == cfg.data.source.root == str(Path.home() / "second")
+    assert cfg.data.source.download is True
 
 
 def test_other_victims(stored):
@@ -432,7 +478,7 @@ def test_other_data_change_what_refers_to_them(stored):
     )
     backbone = cfg.victims.small_cnn.backbone
     assert (backbone.num_classes, backbone.channels, backbone.image_size) == (7, 3, 48)
-    assert cfg.data.source.root == "pictures"
+    assert cfg.data.source.root == str(Path("pictures").absolute())
     assert (cfg.data.mean, cfg.data.limit_test) == ([0.485, 0.456, 0.406], None)
     assert cfg.victims.small_cnn.weights is None  # that file is of a network for other images
     assert cfg.method.channels == 1  # of what was trained

@@ -20,7 +20,7 @@ pytestmark = [
 TRAIN = str(Path(__file__).parents[1] / "train.py")
 DDP = ["trainer=ddp", "trainer.devices=2", "mix=attunet"]
 STEPS = 64  # of an epoch
-LONG = ["data.limit_train=1024", "trainer.max_epochs=1000", "+logger.flush_logs_every_n_steps=1"]
+LONG = ["data.limit_train=1024", "trainer.max_epochs=1000", "+logger.csv.flush_logs_every_n_steps=1"]
 
 
 def descendants(pid):

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 
+import lightning as L
 import pytest
 import torch
 
@@ -35,7 +36,10 @@ def training_step(self, batch, batch_idx, original=CDDRED.training_step):
 def on_train_end(self):
     torch.save(self.denoiser.state_dict(), seen / f"weights_{self.global_rank}.pt")
 
-CDDRED.training_step, CDDRED.on_train_end = training_step, on_train_end
+def on_test_end(self):
+    torch.save([pairs.index for pairs, _ in self.examples], seen / f"examples_{self.global_rank}.pt")
+
+CDDRED.training_step, CDDRED.on_train_end, CDDRED.on_test_end = training_step, on_train_end, on_test_end
 sys.exit(cli.train())
 """
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
@@ -136,6 +140,19 @@ def test_two_processes_are_one_run(whole, words):
     for name in ("clean", "label", "attack", "victim", "index"):
         assert torch.equal(getattr(both, name), getattr(alone, name)), name
     torch.testing.assert_close(both.adv, alone.adv, rtol=0, atol=1e-6)
+
+    # and the report shows what it would show of one process
+    best = checkpoint(whole, "best")
+    method, data = build.build(finalise(compose([*words, "trainer=default"])), best["redlab"]["victims"])
+    checkpoints.load_weights(method, whole, best)
+    L.Trainer(
+        accelerator="cpu", devices=1, logger=False, enable_progress_bar=False, enable_model_summary=False,
+        enable_checkpointing=False,
+    ).test(method, data, verbose=False)  # fmt: skip
+    shown = [pairs.index for pairs, _ in method.examples]
+    assert [len(index) for index in shown] == [len(index) for index in tensors(seen / "examples_0.pt")]
+    for rank in (0, 1):
+        assert all(map(torch.equal, tensors(seen / f"examples_{rank}.pt"), shown))
 
 
 def test_a_stop_of_one_rank_and_a_resume_change_nothing(whole, probe, words, call, tmp_path):

@@ -208,7 +208,7 @@ def test_a_killed_process_resumes(start, wait_for_step, tiny, no_report, tmp_pat
     words = [*tiny, "data.limit_train=512", "data.limit_val=32", "data.batch_size=8"]
     words = [*words, "method.scheduler.step_size=1", "method.scheduler.gamma=0.5"]
     out = tmp_path / "run"
-    process = start(*words, "trainer.max_epochs=1000", "+logger.flush_logs_every_n_steps=1", f"hydra.run.dir={out}")
+    process = start(*words, "trainer.max_epochs=1000", "+logger.csv.flush_logs_every_n_steps=1", f"hydra.run.dir={out}")
     done = wait_for_step(out, process, STEPS + 16)
     process.send_signal(how)
     said = end(process)

@@ -51,6 +51,26 @@ def test_the_saved_config_is_resolved(trained):
     assert "limit_train: 64" in text
 
 
+def test_a_run_says_in_a_few_lines_what_it_is(capsys, tmp_path):
+    """Not the whole config, which has a hundred lines and is in the folder."""
+    words = ["method=ds", "victim=[small_cnn,lenet]", "mix=attunet", "seed=3"]
+    training._show_config(finalise(compose(words)), tmp_path / ("deep" * 30) / "run")
+    said = capsys.readouterr().out
+    lines = said.splitlines()
+    assert len(lines) <= 8
+    for word in (
+        "ds",
+        "digits",
+        "small_cnn, lenet",
+        "attunet",
+        "fgsm, rfgsm",
+        "seed 3",
+        " cuda" if torch.cuda.is_available() else " cpu",
+    ):
+        assert word in said
+    assert any(line.endswith(str(tmp_path / ("deep" * 30) / "run")) for line in lines)  # whole, to be copied
+
+
 def test_numbers(trained):
     out, found = trained
     stored = json.loads((out / "metrics.json").read_text())

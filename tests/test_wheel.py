@@ -49,3 +49,27 @@ def test_composes_from_another_folder(installed, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [str(installed / "redlab" / "conf"), "0.1", "28"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["-m", "redlab"],
+        ["-c", "from importlib.metadata import entry_points as e; e(group='console_scripts')['redlab'].load()()"],
+    ],
+)
+def test_commands(installed, tmp_path, command):
+    """The command that pip makes, and the module: from any folder, with the configs of the package."""
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"PYTHONPATH": str(installed)}
+
+    def call(*words):
+        done = subprocess.run(
+            [sys.executable, *command, *words], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300
+        )
+        return " ".join(done.stdout.split()) + done.stderr
+
+    assert "redlab evaluate" in call("--help")
+    assert "seed: 3" in call("train", "--cfg", "job", "seed=3")
+    assert "study=<paper>/<table>" in call("evaluate", "--help")
+    assert "Did you mean 'evaluate'?" in call("evalute")
+    assert not list(tmp_path.iterdir())

@@ -6,17 +6,35 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from redlab import attacks, victims
+    from redlab import attacks, data, methods, metrics, studies, victims
+    from redlab.attacks.mix import AttackMix, Component
     from redlab.runs.checkpoints import load
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "attacks", "load", "victims"]
+__all__ = [
+    "AttackMix",
+    "Component",
+    "__version__",
+    "attacks",
+    "data",
+    "load",
+    "methods",
+    "metrics",
+    "studies",
+    "victims",
+]
+
+_FROM = {"AttackMix": "redlab.attacks.mix", "Component": "redlab.attacks.mix", "load": "redlab.runs.checkpoints"}
+
+
+def __dir__() -> list[str]:
+    return list(__all__)
 
 
 def __getattr__(name: str) -> Any:
     # Lightning takes seconds to import, and `import redlab.attacks` should not wait for it.
-    if name == "load":
-        return importlib.import_module("redlab.runs.checkpoints").load
+    if name in _FROM:
+        return getattr(importlib.import_module(_FROM[name]), name)
     if name in __all__:
         return importlib.import_module(f"redlab.{name}")
     raise AttributeError(f"module 'redlab' has no attribute {name!r}")

@@ -122,11 +122,35 @@ class Attack(Protocol):
 
 @runtime_checkable
 class Restorer(Protocol):
-    """Estimates the clean image."""
+    """Estimates the clean image. One that clamps has ``estimate(x)`` as well: its answer before that."""
 
     def restore(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) attacked -> (B, C, H, W) estimate of the clean images."""
+        """(B, C, H, W) attacked -> (B, C, H, W) estimate of the clean images, in [0, 1]."""
         ...
+
+
+def estimate(restorer: Restorer, x: Tensor) -> Tensor:
+    """What a restorer says before it is clamped to [0, 1]; the same as ``restore`` where it does not clamp.
+
+    Measures look at this, as the papers do, and attackers differentiate it: a clamp hides their gradient.
+
+    Args:
+        restorer: has ``restore`` and, if it clamps there, ``estimate``.
+        x: (B, C, H, W) in [0, 1].
+    """
+    answer: Tensor = getattr(restorer, "estimate", restorer.restore)(x)
+    return answer
+
+
+def attacked_images(batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    """The images that a prediction is about, and all that else is known of them by name.
+
+    Args:
+        batch: an ``AttackBatch``, or images (B, C, H, W), alone or first in a list, as data sets yield them.
+    """
+    if isinstance(batch, AttackBatch):
+        return batch.adv, {name: values for name, values in vars(batch).items() if values is not None}
+    return batch[0] if isinstance(batch, (list, tuple)) else batch, {}
 
 
 @runtime_checkable

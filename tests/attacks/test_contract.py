@@ -10,12 +10,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from printed import ROOT, entry
 from redlab.attacks import (
     APGD,
     BPDA,
@@ -122,6 +124,7 @@ ATTACKS = [
     Case("autoattack", partial(AutoAttack, steps=2, queries=2, targets=2), "linf"),
     Case("wasserstein-pgd", partial(WassersteinPGD, steps=2, window=3, dual_steps=5), None, draws=False),
     Case("wasserstein-frank-wolfe", partial(WassersteinFrankWolfe, steps=2, window=3), None, draws=False),
+    *entry(ROOT / "docs" / "add_an_attack.md", globals()),  # what people start from
 ]
 
 VOCABULARY = {
@@ -139,7 +142,6 @@ VOCABULARY = {
 
 EPS = {"linf": 0.1, "l2": 1.0}
 CASES_AND_KINDS = [(c, kind) for c in ATTACKS for kind in ("untargeted", "targeted") if c.targeted or kind[0] == "u"]
-ROOT = pathlib.Path(__file__).parents[2]
 
 every = pytest.mark.parametrize("case", ATTACKS, ids=lambda case: case.name)
 every_kind = pytest.mark.parametrize(
@@ -550,6 +552,24 @@ BAD_FIELDS = [(c, *bad) for c in ATTACKS for bad in BAD_NUMBERS if bad[0] in fie
 def test_bad_numbers_are_named(case: Case, field: str, value: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         attack_of(case, **{field: value})(network(), images(), Y)
+
+
+def numpy_like(value: Any) -> Any:
+    """The numbers in it as numpy has them."""
+    return np.int64(value) if type(value) is int else np.float32(value) if type(value) is float else value
+
+
+@every
+def test_numpy_numbers(case: Case) -> None:
+    """As a sweep over np.linspace gives them. float32 holds 0.1 and 8 / 255 as the attacks themselves do."""
+    model, x = network(balanced=case.balanced), images()
+    y, target = labels(model, x, most(case))
+    plain = attack_of(case)
+    numbers = {name: numpy_like(getattr(plain, name)) for name in field_names(case)}
+    changed = {name for name, value in numbers.items() if type(value) is not type(getattr(plain, name))}
+    assert changed or case.name in ("bpda", "cw-linf-no-budget")
+    ours, theirs = (a(model, x, y, target=target) for a in (plain, dataclasses.replace(plain, **numbers)))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-3)  # Frank-Wolfe blows up the last bits of its tolerance
 
 
 @every

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -103,6 +106,53 @@ def test_the_message_names_the_value() -> None:
         check_inputs(X, Y - 7)
     with pytest.raises(ValueError, match="target must differ from the true label, got 2"):
         check_inputs(X, Y, torch.tensor([1, 0, 2, 1]))
+
+
+OUTSIDE = {
+    "a hair above": (
+        [0.5, 1.0000001, 1.0000002],
+        r"0\.5 to 1\.00000024, 2 of 3 outside; .* rounding, .* clamp\(0, 1\)",
+    ),
+    "a hair below": ([-1e-7, 0.5, 1.0], r"-1\.00000001e-07 to 1, 1 of 3 outside; .* clamp\(0, 1\)"),
+    "grey values": ([0.0, 3.0, 255.0], r"0 to 255, 2 of 3 outside; divide grey values by 255"),
+    "normalised": ([-2.1, 0.0, 2.6], r"2 of 3 outside; .* normalise inside the model"),
+    "nan": ([0.5, float("nan"), 1.0], r"nan to nan, 1 of 3 outside; find where"),
+    "infinite": ([0.5, float("inf"), 1.0], r"0\.5 to inf, 1 of 3 outside; find where"),
+}
+
+
+@pytest.mark.parametrize(("values", "message"), OUTSIDE.values(), ids=OUTSIDE)
+def test_images_outside_the_range_are_counted_and_there_is_a_remedy(values: list[float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_inputs(torch.tensor(values).view(1, 1, 1, 3), Y[:1])
+
+
+@pytest.mark.parametrize(
+    "value", [np.float32(0.25), np.float64(0.25), np.float16(0.25), np.int64(1), np.uint8(1)], ids=repr
+)
+def test_per_row_takes_numpy_numbers(value: Any) -> None:
+    out = per_row("eps", value, X)
+    assert out.dtype == torch.float32
+    assert out.tolist() == [float(value)] * 4
+
+
+def test_per_row_takes_whole_numpy_numbers() -> None:
+    out = per_row("steps", np.int32(3), X, low=1, whole=True)
+    assert out.dtype == torch.int64
+    assert out.tolist() == [3] * 4
+
+
+@pytest.mark.parametrize(
+    "value", [np.bool_(True), np.float32("nan"), np.float64(7), np.array([1.0]), np.complex64(1)], ids=repr
+)
+def test_per_row_refuses_other_things_of_numpy(value: Any) -> None:
+    with pytest.raises(ValueError, match="gamma must be"):
+        per_row("gamma", value, X, low=0, high=1)
+
+
+def test_per_row_wants_whole_numpy_numbers_where_it_says_so() -> None:
+    with pytest.raises(ValueError, match=r"steps must be whole numbers, got np\.float32"):
+        per_row("steps", np.float32(3), X, low=1, whole=True)
 
 
 @pytest.mark.parametrize("value", [0.25, 1, torch.tensor(0.25), torch.tensor([0.0, 0.1, 0.2, 0.3]).double()])

@@ -24,7 +24,8 @@ SETTINGS = {
 @pytest.fixture(scope="module")
 def target(tmp_path_factory):
     """ADD-Defense's network for Fashion-MNIST, trained, and 64 test images, most of which it gets right."""
-    words = ["data=fashion_mnist", "victim=fashion_cnn", "data.limit_train=20_000", "victim_training.max_epochs=2"]
+    words = ["data=fashion_mnist", "victim=fashion_cnn", "victim_training.limit_train=20_000"]
+    words += ["victim_training.batch_size=128", "victim_training.max_epochs=2"]
     quiet = ["trainer.accelerator=cpu", "trainer.enable_progress_bar=false"]
     cfg = finalise(compose([*words, *quiet, f"victim_root={tmp_path_factory.mktemp('victims')}"]))
     victim, test = build_victims(cfg)["fashion_cnn"], fashion_mnist(cfg.data.root).test

@@ -8,13 +8,13 @@ import pytest
 import torch
 import torch.distributed as dist
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
 from torch import nn
 
 from redlab.attacks import FGSM, PGD
 from redlab.attacks.mix import AttackMix, Component
 from redlab.batch import AttackBatch, RawBatch
 from redlab.data import AttackDataModule, Splits, TensorSource, TestCell
+from redlab.runs.config import compose
 
 
 @functools.cache
@@ -162,21 +162,37 @@ def test_no_validation():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-        ({"eval_batch_size": -1}, "eval_batch_size must be at least 1, got -1"),
-        ({"val_size": 1.5}, "val_size must be .* got 1.5"),
+        ({"batch_size": 0}, "data.batch_size must be at least 1, got 0"),
+        ({"eval_batch_size": -1}, "data.eval_batch_size must be at least 1, got -1"),
+        ({"val_size": 1.5}, "data.val_size must be .* got 1.5"),
         ({"val_size": -0.1}, "got -0.1"),
         ({"val_size": 60}, "val_size=60 leaves nothing of 60 images"),
         ({"limit_val": 0}, "limit_val must be at least 1, or null for all images, got 0"),
-        ({"num_classes": 10, "name": "mine"}, "data.num_classes is 10, but mine has 4"),
+        ({"num_classes": 10, "name": "mine"}, "data.num_classes is 10, but mine has 4: set data.num_classes=4"),
         ({"channels": 3}, "data.channels is 3, but the data set has 1"),
         ({"image_size": 28}, "data.image_size is 28, but the data set has 6"),
-        ({"batch_size": 55}, "54 samples are not enough for one batch of 55"),
+        ({"num_workers": -1}, "data.num_workers must be at least 0, .* got -1"),
+        ({"val_size": float("nan")}, "data.val_size must be .* got nan"),
+        ({"val_size": 0.001}, r"data.val_size=0.001 of 60 training images is less than one: .* data.val_size=1"),
+        ({"batch_size": 55}, r"data.batch_size=55 is more than the 54 training images, .* set data.batch_size=54$"),
+        (
+            {"limit_train": 5},
+            r"the 5 training images, which are left of 60 by data.val_size=0.1 and data.limit_train=5: set "
+            r"data.batch_size=5$",
+        ),
     ],
 )
 def test_refuses(options, message):
     with pytest.raises(ValueError, match=message):
         indices(module(**options), "train")
+
+
+def test_a_batch_larger_than_the_data_is_refused_before_anything_runs():
+    recorder = Recorder()
+    with pytest.raises(ValueError, match=r"data.batch_size=55 is more than the 54 training images"):
+        trainer().fit(recorder, datamodule=module(batch_size=55))
+    assert not recorder.seen["sanity"]
+    trainer().test(recorder, datamodule=module(batch_size=55), verbose=False)  # which trains nothing
 
 
 # the hook ------------------------------------------------------------------------------------------------------------
@@ -303,7 +319,7 @@ def test_victims_stay_as_they_are_and_come_back_to_the_cpu():
 
 def test_victims_move_in_setup():
     data = module()
-    data.trainer = type("FakeTrainer", (), {})()
+    data.trainer = type("FakeTrainer", (), {"global_rank": 0, "world_size": 1})()
     data.trainer.strategy = type("FakeStrategy", (), {"root_device": torch.device("meta")})()
     data.setup("fit")
     assert {p.device.type for net in data.victims.values() for p in net.parameters()} == {"meta"}
@@ -382,7 +398,7 @@ def test_a_batch_size_that_does_not_divide_is_refused():
     data = module(batch_size=13)
     data.setup_data()
     data.trainer = type("FakeTrainer", (), {"global_rank": 1, "world_size": 2})()
-    with pytest.raises(ValueError, match=r"data.batch_size=13 is not a multiple of the 2 processes"):
+    with pytest.raises(ValueError, match=r"data.batch_size=13 is not a multiple of the 2 processes: .*batch_size=14$"):
         data.train_dataloader()
 
 
@@ -415,7 +431,7 @@ def test_a_resumed_run_sees_the_rest_of_the_uninterrupted_one(tmp_path, num_work
             continue  # workers change nothing at the end of an epoch, and take their time
         resumed = Recorder()
         data = module(num_workers=num_workers)
-        trainer(**limit).fit(resumed, datamodule=data, ckpt_path=tmp_path / f"{name}.ckpt", weights_only=True)
+        trainer(**limit).fit(resumed, datamodule=data, ckpt_path=tmp_path / f"{name}.ckpt")
         rest = whole.seen["train"][step:]
         assert [epoch for epoch, _ in resumed.seen["train"]] == [epoch for epoch, _ in rest], name
         for (_, batch), (_, wanted) in zip(resumed.seen["train"], rest, strict=True):
@@ -430,8 +446,9 @@ CONF = Path(__file__).parents[2] / "conf" / "data"
 
 @pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_configs_build(path, tmp_path):
-    config = OmegaConf.load(path)
-    if path.stem != "digits":
+    config = compose([f"data={path.stem}"]).data
+    reads_files = "root" in list(config)  # also where it has no value yet
+    if reads_files:
         config.root = str(tmp_path)
     if path.stem == "image_folder":
         config.num_classes = 2
@@ -441,11 +458,12 @@ def test_shipped_configs_build(path, tmp_path):
     assert list(data.victims) == ["a", "b"]
     assert all(data.victims[name] is net for name, net in nets.items())
     assert len(config.mean) == len(config.std) == config.channels
-    if path.stem != "digits":  # read when first needed, and only from the configured place
+    if reads_files:  # when first needed, and only from the configured place
         with pytest.raises(FileNotFoundError, match=str(tmp_path)):
             data.prepare_data()
         return
-    assert len(indices(data, "test")) == 359
+    assert len(indices(data, "test")) == len(data.splits.test)
+    assert path.stem != "digits" or len(data.splits.test) == 359
     pixels = data.splits.train.images / 255
     assert abs(float(pixels.mean()) - config.mean[0]) < 1e-3
     assert abs(float(pixels.std()) - config.std[0]) < 1e-3

@@ -1,5 +1,6 @@
 import gzip
 import os
+import re
 import struct
 
 import numpy as np
@@ -82,6 +83,14 @@ def test_fashion_mnist_from_the_files_as_distributed(tmp_path, inside, compress)
 def test_mnist_looks_in_torchvisions_folder(tmp_path):
     write_idx(tmp_path / "MNIST" / "raw")
     assert len(mnist(tmp_path).train) == 6
+
+
+@pytest.mark.parametrize("load", [fashion_mnist, mnist, cifar10, svhn, lambda root: image_folder(root, image_size=8)])
+def test_the_tilde_of_a_root_is_the_home_folder(tmp_path, monkeypatch, load):
+    """A shell leaves it alone in data.root=~/pictures."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=re.escape(f"looked for {tmp_path}/pictures/")):
+        load("~/pictures")
 
 
 def test_labels_must_fit(tmp_path):
@@ -204,7 +213,7 @@ def test_image_folder_faults(tmp_path):
         image_folder(tmp_path, image_size=8)
     write_images(tmp_path, parts=("train",))
     write_images(tmp_path, parts=("test",), classes=("cat", "cow"))
-    with pytest.raises(ValueError, match=r"differ in the classes \['cow', 'dog'\]"):
+    with pytest.raises(ValueError, match=r"differ in the classes \['cow', 'dog'\]: give both the same"):
         image_folder(tmp_path, image_size=8)
     (tmp_path / "test" / "cow").rename(tmp_path / "test" / "dog")
     (tmp_path / "train" / "cat" / "0.png").write_bytes(b"not an image")

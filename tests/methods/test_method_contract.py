@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from printed import ROOT, entry
 from redlab.batch import Restorer
 from redlab.methods import CDDRED
 from redlab.methods.base import Method
@@ -87,6 +88,7 @@ METHODS = {
     "cdd_red_sample": cdd_red({"augment": ["cutmix"]}, {"aug_group": 3}, {"seed": 1}, aug_mode="sample"),
     "do": cdd_red({"depth": 4}, lambda_benign=0, lambda_adv=0, aug_mode="none"),
     "ds": cdd_red({"lambda_benign": 0.2}, {"guide": "b"}, lambda_benign=0.1, lambda_adv=0, aug_mode="none"),
+    **entry(ROOT / "docs" / "add_a_method.md", {"Case": Case}, "{}"),  # what people start from
 }
 CLASSES = sorted({case.method for case in METHODS.values()}, key=lambda method: method.__name__)
 CHANGES = [
@@ -257,4 +259,6 @@ def test_all_methods_are_here():
     from redlab import methods
 
     exported = {getattr(methods, name) for name in methods.__all__}
-    assert {c for c in exported if isinstance(c, type) and issubclass(c, Method) and c is not Method} == set(CLASSES)
+    assert {c for c in exported if isinstance(c, type) and issubclass(c, Method) and c is not Method} == {
+        c for c in CLASSES if c.__module__.startswith("redlab.")
+    }

@@ -42,7 +42,8 @@ def standard(data, tmp_path_factory):
         "data=fashion_mnist",
         "victim=small_cnn",
         "victims.small_cnn.backbone.widths=[8,16,32]",
-        "data.limit_train=30_000",
+        "victim_training.limit_train=30_000",
+        "victim_training.batch_size=128",
     ]
     quiet = ["trainer.accelerator=cpu", "trainer.enable_progress_bar=false", "victim_training.max_epochs=2"]
     root = tmp_path_factory.mktemp("victims")

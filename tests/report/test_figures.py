@@ -96,12 +96,12 @@ def test_grid_says_names_and_colours_predictions() -> None:
     said = [(axes.texts[0].get_text(), axes.texts[0].get_color()) for axes in figure.axes if axes.texts]
     right, wrong = "#1a7f4b", "#c0392b"
     assert said == [
-        ("cat", right),
-        ("do$g$", wrong),
-        ("cat", right),
-        ("do$g$", right),
-        ("do$g$", right),
-        ("cat", wrong),
+        ("cat ✓", right),
+        ("do$g$ ✗", wrong),
+        ("cat ✓", right),
+        ("do$g$ ✓", right),
+        ("do$g$ ✓", right),
+        ("cat ✗", wrong),
     ]
 
 

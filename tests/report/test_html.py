@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from redlab.metrics.restoration import QUANTITIES
 from redlab.report import ACCURACIES, Table, metrics_table, write_report
+from redlab.report.run_report import tables_of
 
 METRICS = {"test/clean_accuracy": 0.9612, "test/attacked_accuracy": 0.0425, "test/attacked_accuracy/pgd": 0.011}
 
@@ -83,3 +85,35 @@ def test_the_picture_inside_is_the_picture_given(page: str) -> None:
 def test_no_headline_without_accuracies(tmp_path: Path) -> None:
     path = write_report(tmp_path / "r.html", title="t", summary="", metrics={}, figures={}, config="a: 1\n")
     assert "tile'" not in path.read_text(encoding="utf-8")
+
+
+def test_on_a_phone_the_last_column_is_in_sight(tmp_path: Path) -> None:
+    """Estimated as a browser lays it out that gives every column its longest word, at 0.62 em a character."""
+    names = ("pgd", "local_search", "wasserstein_frank_wolfe")
+    measures = (*QUANTITIES, "adaptive_restored_accuracy")
+    metrics = {f"test/{m}{suffix}": 0.98765 for m in measures for suffix in ("", *(f"/{name}" for name in names))}
+    path = write_report(
+        tmp_path / "r.html", title="t", summary="", metrics=metrics, figures={}, config="", tables=tables_of(metrics)
+    )
+    page = path.read_text(encoding="utf-8")
+    phone = re.search(r"@media \(max-width: 480px\).*?\n}\n", page, re.S)[0]  # type: ignore[index]
+
+    def said(pattern: str) -> list[int]:
+        return [int(value) for value in re.search(pattern, phone).groups()]  # type: ignore[union-attr]
+
+    (body,), (head,) = said(r"table { font-size: (\d+)px"), said(r"th { font-size: (\d+)px")
+    (around,), (first,) = said(r"th, td { padding: \d+px (\d+)px"), said(r"min-width: (\d+)px")
+    (margin,), (inside,) = said(r"main { padding: \d+px (\d+)px"), said(r"\.card { padding: \d+px (\d+)px")
+    tables = re.findall(r"<div class='scroll'><table>.*?</table></div>", page, re.S)
+    assert len(tables) == 3
+    for table in tables:
+        rows = [
+            re.findall(r"<t[hd]( class=\"number\")?>(.*?)</t[hd]>", row) for row in re.findall(r"<tr>.*?</tr>", table)
+        ]
+        wide = first + 2 * around
+        for (_, header), *cells in list(zip(*rows, strict=True))[1:]:
+            assert all(whole for whole, _ in cells)
+            wide += 2 * around + max(
+                *(0.62 * head * len(word) for word in header.split()), *(0.62 * body * len(text) for _, text in cells)
+            )
+        assert wide <= 360 - 2 * margin - 2 * (inside + 1)

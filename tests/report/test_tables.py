@@ -1,6 +1,10 @@
+from collections.abc import Iterable
+
 import pytest
 from rich.console import Console
 
+from redlab.metrics.restoration import QUANTITIES
+from redlab.report.run_report import tables_of
 from redlab.report.tables import ACCURACIES, Table, console, html, markdown, metrics_table, per_attack
 
 METRICS = {
@@ -50,3 +54,59 @@ def test_markdown_is_a_rectangle() -> None:
     lines = [line for line in markdown(metrics_table(METRICS, ACCURACIES, "t")).splitlines() if line.startswith("|")]
     assert len(lines) == 5
     assert {line.count("|") for line in lines} == {4}
+
+
+def terminal(tables: Iterable[Table], width: int) -> list[str]:
+    """The lines that a terminal of so many columns shows."""
+    shown = Console(width=width)
+    with shown.capture() as captured:
+        for table in tables:
+            shown.print(console(table))
+    return captured.get().splitlines()
+
+
+ATTACKS = (
+    "fgsm",
+    "pgd",
+    "cw_t",
+    "local_search_u",
+    "boundary_u",
+    "autoattack",
+    "smoothed_pgd",
+    "wasserstein_frank_wolfe",
+)
+VALUES = iter(range(1000, 10000))
+MANY = {
+    f"test/{measure}{suffix}": next(VALUES) / 1e4
+    for measure in (*QUANTITIES, "adaptive_restored_accuracy")
+    for attack in ATTACKS
+    for suffix in ("", f"/{attack}", *(f"/{attack}/{victim}" for victim in ("small_cnn", "lenet", "resnet18")))
+}
+
+
+@pytest.mark.parametrize("width", [80, 60, 40])
+def test_a_terminal_shows_every_number_whole(width: int) -> None:
+    """Eight attacks on three victims, every measure."""
+    tables = tables_of(MANY)
+    lines = terminal(tables, width)
+    assert max(map(len, lines)) <= width
+    assert not any("…" in line for line in lines)
+    assert sum(len(table.columns) - 1 for table in tables) == 12
+    shown = " ".join(lines).split()
+    for table in tables:
+        for _, *cells in table.rows:
+            assert all(cell.split()[0] in shown for cell in cells)  # each number is there once
+    if width == 80:  # each table in one piece, a row per attack
+        heads = [line for line in lines if line.startswith("  attack ")]
+        assert len(heads) == len(tables) == 3
+        assert all(sum(line.startswith(f"  {name} ") for line in lines) == 3 for name in ATTACKS)
+
+
+def test_prose_and_long_names_are_folded_not_cut() -> None:
+    words = "a conclusion of the paper that is longer than a line of the terminal could ever be"
+    table = Table("t", ("measure", "ours", "numbers"), (("n" * 70, "12.34\u00a0±\u00a00.45", words),))
+    lines = terminal([table], 80)
+    assert max(map(len, lines)) <= 80
+    assert sum(word.count("n") for line in lines for word in line.split() if set(word) == {"n"}) == 70
+    assert "12.34\u00a0±\u00a00.45" in "".join(lines)
+    assert set(words.split()) <= set(" ".join(lines).split())

@@ -91,6 +91,8 @@ def test_every_victim_yaml_gives_logits_and_a_feature_map(name, channels, pixels
     assert set(spec) == {"backbone", "mean", "std", "input_size", "feature_layer", "weights", "training"}
     if "width_divisor" in spec.backbone:
         spec.backbone.width_divisor = 8  # for speed
+    if spec.input_size is not None and spec.input_size < pixels:
+        spec.input_size = None  # as the YAML says
     wrapper = {k: spec[k] for k in ("mean", "std", "input_size", "feature_layer")}
     victim = Victim(instantiate(spec.backbone), num_classes=7, name=name, **wrapper)
     logits = []
@@ -128,6 +130,16 @@ def test_torchvision_and_timm_say_what_is_wrong():
         architectures.torchvision_model("no_such_net")
     with pytest.raises(ValueError, match="no_such_weights"):
         architectures.torchvision_model("resnet18", weights="no_such_weights")
+    with pytest.raises(ValueError, match="'/etc/passwd'"):
+        architectures.torchvision_model("resnet18", weights="/etc/passwd")
+
+
+def test_nothing_is_fetched_unasked(monkeypatch):
+    """A detector of torchvision fetches its backbone."""
+    monkeypatch.setattr("torch.hub.load_state_dict_from_url", lambda *args, **kwargs: pytest.fail("fetched"))
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *a, **k: pytest.fail("fetched"))
+    with pytest.raises(ValueError, match="torchvision has no classifier 'fasterrcnn_resnet50_fpn'"):
+        architectures.torchvision_model("fasterrcnn_resnet50_fpn", 10)
 
 
 @pytest.mark.slow  # timm takes seconds to import

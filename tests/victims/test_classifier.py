@@ -255,9 +255,34 @@ def test_nothing_in_a_file_is_executed(tmp_path, saved):
 
 
 def test_a_checkpoint_names_no_other_file_or_site(saved):
-    for kwargs in ({"name": "hf-hub:a/b"}, {"name": "resnet18", "checkpoint_path": "/a/b"}):
+    for kwargs in (
+        {"name": "hf-hub:a/b"},
+        {"name": "resnet18", "checkpoint_path": "/a/b"},
+        {"name": "resnet18", "pretrained_cfg": {"url": "http://a/b"}},
+        {"name": "resnet18", "pretrained_cfg": [{"file": "/a/b"}]},
+    ):
         with pytest.raises(ValueError, match="a/b"):
             load(saved(architecture={"name": "timm_model", "kwargs": kwargs}))
+
+
+def test_the_sizes_in_a_checkpoint_cost_no_memory(monkeypatch, saved):
+    """A network is made when its shapes are known to be those of the weights in the file."""
+    made, build = [], architectures.small_cnn
+
+    def recorded(num_classes, channels, image_size, *, widths):
+        made.append(torch.empty(0).device.type)
+        return build(num_classes, channels, image_size, widths=widths)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(architectures, "small_cnn", recorded)
+        kwargs = {"num_classes": 10, "channels": 1, "image_size": 12, "widths": [16, 64]}
+        with pytest.raises(ValueError, match=r"\(32, 16, 3, 3\) in the file, \(64, 16, 3, 3\) in the network"):
+            load(saved(architecture={"name": "small_cnn", "kwargs": kwargs}))
+    assert made == ["meta"]
+    for widths in ([16, 10**9], [16, 10**18], [16, 10**30], [16, -1], [], 5):
+        with pytest.raises(ValueError, match=r"in the network|does not take") as caught:
+            load(saved(architecture={"name": "small_cnn", "kwargs": kwargs | {"widths": widths}}))
+        assert "\n" not in str(caught.value)
 
 
 def test_checkpoints_that_do_not_fit(trained, tmp_path, saved):
@@ -290,7 +315,8 @@ def test_pretrained_weights_are_not_fetched_for_a_checkpoint(monkeypatch, saved)
     asked = []
     monkeypatch.setattr(architectures, "torchvision_model", lambda **kwargs: asked.append(kwargs) or small())
     load(saved(architecture={"name": "torchvision_model", "kwargs": {"name": "resnet50", "weights": "DEFAULT"}}))
-    assert asked == [{"name": "resnet50", "weights": None}]
+    assert asked  # first for its shapes, then in earnest
+    assert all(given == {"name": "resnet50", "weights": None} for given in asked)
 
 
 def test_another_methods_checkpoint_cannot_be_resumed():

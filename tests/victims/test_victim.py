@@ -36,10 +36,21 @@ def test_28_pixels_in_the_middle_of_32():
     assert out[2:30, 2:30].min() == 1
 
 
-def test_images_as_large_as_input_size_or_larger_pass_as_they_are():
+def test_images_as_large_as_input_size_pass_as_they_are():
     x = torch.rand(2, 1, 6, 6)
-    for size in (None, 4, 6):
+    for size in (None, 6):
         assert torch.equal(Victim(Tap(), num_classes=36, input_size=size)(x), x.flatten(1))
+
+
+@pytest.mark.parametrize("shape", [(6, 6), (6, 3), (3, 6)])
+@pytest.mark.parametrize("kind", [Victim, ImageClassifier])
+def test_images_larger_than_input_size_are_refused(kind, shape):
+    """They went through unpadded, as if nothing had been set."""
+    net = kind(Tap(), num_classes=36, input_size=4, name="net")
+    said = rf"victim 'net' takes images of at most input_size=4 .* got {shape[0]}x{shape[1]}: "
+    said += r"set victims.net.input_size to 6, or to null for no padding, or data.image_size to 4"
+    with pytest.raises(ValueError, match=said):
+        net(torch.rand(2, 1, *shape))
 
 
 def test_one_number_normalises_every_channel():

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from numbers import Real
 from types import ModuleType
 from typing import Any
 
@@ -25,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from redlab.attacks.guard import check_inputs, checked, guard, outside_inference
+from redlab.attacks.guard import check_inputs, checked, guard, outside_inference, sound
 from redlab.attacks.project import per_pixel
 from redlab.attacks.rng import SampleRng
 from redlab.extras import require
@@ -55,6 +56,7 @@ class Torchattacks:
     def __post_init__(self) -> None:
         _check_arguments(f"torchattacks.{self.attack}", self.resolve(), self.arguments, {"model"})
 
+    @sound
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, *, target: Tensor | None = None, rng: SampleRng | None = None
     ) -> Tensor:
@@ -110,9 +112,12 @@ class Foolbox:
         _check_arguments(name, make, self.arguments, set())
         if self.eps is None and issubclass(make, require("foolbox", "peers").attacks.base.FixedEpsilonAttack):
             raise ValueError(f"{name} needs a budget, got eps=None")
-        if self.eps is not None and (type(self.eps) not in (int, float) or not 0 <= self.eps < np.inf):
+        if self.eps is not None and (
+            isinstance(self.eps, bool) or not isinstance(self.eps, Real) or not 0 <= self.eps < np.inf
+        ):
             raise ValueError(f"eps must be one number for all rows, not negative, or None, got {self.eps!r}")
 
+    @sound
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, *, target: Tensor | None = None, rng: SampleRng | None = None
     ) -> Tensor:
@@ -171,6 +176,7 @@ class AdvLib:
         reserved = {"model", "inputs", "labels", "targeted"}
         _check_arguments(f"adv_lib.attacks.{self.attack}", self.resolve(), self.arguments, reserved)
 
+    @sound
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, *, target: Tensor | None = None, rng: SampleRng | None = None
     ) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from redlab.attacks.guard import guard, logits_of, outside_inference
 from redlab.attacks.project import Ball, per_pixel, steepest
 from redlab.attacks.rng import SampleRng
+from redlab.attacks.speed import quickly
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,6 +101,10 @@ def ascend(model: nn.Module, x: Tensor, y: Tensor, steps: GradientSteps, target:
     """
     if steps.start.shape != x.shape or len(steps) != len(x):
         raise ValueError(f"steps are for {tuple(steps.start.shape)} images, x is {tuple(x.shape)}")
+    return quickly(model, lambda: _ascend(model, x, y, steps, target))
+
+
+def _ascend(model: nn.Module, x: Tensor, y: Tensor, steps: GradientSteps, target: Tensor | None) -> Tensor:
     with guard(model):
         x, eps, step_size, way = x.detach(), steps.eps, steps.step_size, None
         start, label = outside_inference(steps.start), outside_inference(y)  # what autograd saves

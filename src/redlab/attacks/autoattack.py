@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from redlab.attacks.apgd import APGD
 from redlab.attacks.fab import FAB
-from redlab.attacks.guard import check_inputs, checked, guard, outside_inference, per_row
+from redlab.attacks.guard import check_inputs, checked, guard, is_whole, outside_inference, per_row, sound
 from redlab.attacks.margin import wins
 from redlab.attacks.project import check_norm, project
 from redlab.attacks.rng import SampleRng
@@ -53,9 +53,10 @@ class AutoAttack:
 
     def __post_init__(self) -> None:
         check_norm(self.norm)
-        if type(self.targets) is not int or self.targets < 1:
+        if not is_whole(self.targets) or self.targets < 1:
             raise ValueError(f"targets must be a whole number, at least 1, got {self.targets!r}")
 
+    @sound
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, *, target: Tensor | None = None, rng: SampleRng | None = None
     ) -> Tensor:

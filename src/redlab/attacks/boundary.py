@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from redlab.attacks.guard import check_inputs, checked, guard, outside_inference, per_row
+from redlab.attacks.guard import check_inputs, checked, guard, outside_inference, per_row, sound
 from redlab.attacks.margin import wins
 from redlab.attacks.project import per_pixel
 from redlab.attacks.rng import SampleRng
@@ -67,6 +67,7 @@ class Boundary:
         """Attacks every row; see ``redlab.batch.Attack``."""
         return self.run(model, x, y, target=target, rng=rng)[0]
 
+    @sound
     def run(
         self, model: nn.Module, x: Tensor, y: Tensor, *, target: Tensor | None = None, rng: SampleRng | None = None
     ) -> tuple[Tensor, Tensor]:

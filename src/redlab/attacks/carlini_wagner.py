@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor, nn
 
-from redlab.attacks.guard import check_inputs, checked, guard, outside_inference, per_row
+from redlab.attacks.guard import check_inputs, checked, guard, outside_inference, per_row, sound
 from redlab.attacks.margin import margin
 from redlab.attacks.project import Ball, per_pixel
 from redlab.attacks.rng import SampleRng
@@ -51,6 +51,7 @@ class CarliniWagnerL2:
     steps: int | Tensor = 1000
     binary_search_steps: int = 9
 
+    @sound
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, *, target: Tensor | None = None, rng: SampleRng | None = None
     ) -> Tensor:
@@ -130,6 +131,7 @@ class CarliniWagnerLinf:
     lr: float | Tensor = 0.005
     steps: int | Tensor = 100
 
+    @sound
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, *, target: Tensor | None = None, rng: SampleRng | None = None
     ) -> Tensor:

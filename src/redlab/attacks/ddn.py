@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from redlab.attacks.guard import check_inputs, checked, guard, outside_inference, per_row
+from redlab.attacks.guard import check_inputs, checked, guard, outside_inference, per_row, sound
 from redlab.attacks.margin import margin
 from redlab.attacks.project import per_pixel, steepest
 from redlab.attacks.rng import SampleRng
@@ -47,6 +47,7 @@ class DDN:
         if self.levels is not None and self.levels < 2:
             raise ValueError(f"levels must be None or at least 2, got {self.levels}")
 
+    @sound
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, *, target: Tensor | None = None, rng: SampleRng | None = None
     ) -> Tensor:

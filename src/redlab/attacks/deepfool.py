@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from redlab.attacks.guard import check_inputs, checked, guard, outside_inference, per_row
+from redlab.attacks.guard import check_inputs, checked, guard, outside_inference, per_row, sound
 from redlab.attacks.margin import margin, nearest_boundary
 from redlab.attacks.project import check_norm, per_pixel, steepest
 from redlab.attacks.rng import SampleRng
@@ -47,6 +47,7 @@ class DeepFool:
         if self.top_k is not None and self.top_k < 1:
             raise ValueError(f"top_k must be None or at least 1, got {self.top_k}")
 
+    @sound
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, *, target: Tensor | None = None, rng: SampleRng | None = None
     ) -> Tensor:
@@ -68,7 +69,7 @@ class DeepFool:
             rows, now, result = torch.arange(len(x), device=x.device), x, x.clone()
             others = y[:, None]
             for step in range(self.steps + 1):
-                point = now.detach().requires_grad_(step < self.steps)
+                point = now.detach().requires_grad_(bool(step < self.steps))
                 logits = classify(point)
                 result[rows] = now
                 going = margin(logits.detach(), y) >= 0

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from redlab.attacks.guard import check_inputs, checked, guard, outside_inference, per_row
+from redlab.attacks.guard import check_inputs, checked, guard, outside_inference, per_row, sound
 from redlab.attacks.margin import nearest_boundary, wins
 from redlab.attacks.project import check_norm, per_pixel
 from redlab.attacks.rng import SampleRng
@@ -56,6 +56,7 @@ class FAB:
     def __post_init__(self) -> None:
         check_norm(self.norm)
 
+    @sound
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, *, target: Tensor | None = None, rng: SampleRng | None = None
     ) -> Tensor:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from redlab.attacks.guard import check_inputs, checked, guard, outside_inference, per_row
+from redlab.attacks.guard import check_inputs, checked, guard, outside_inference, per_row, sound
 from redlab.attacks.project import Ball, per_pixel, steepest
 from redlab.attacks.rng import SampleRng
 
@@ -47,6 +47,7 @@ class FeatureAttack:
     step_size: float | Tensor | None = None
     steps: int | Tensor = 100
 
+    @sound
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, *, target: Tensor | None = None, rng: SampleRng | None = None
     ) -> Tensor:

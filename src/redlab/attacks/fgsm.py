@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from redlab.attacks.ascend import GradientSteps, ascend
-from redlab.attacks.guard import check_inputs, per_row
+from redlab.attacks.guard import check_inputs, per_row, sound
 from redlab.attacks.project import per_pixel
 from redlab.attacks.rng import SampleRng
 
@@ -27,6 +27,7 @@ class FGSM:
 
     eps: float | Tensor = 8 / 255
 
+    @sound
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, *, target: Tensor | None = None, rng: SampleRng | None = None
     ) -> Tensor:
@@ -60,6 +61,7 @@ class RFGSM:
     eps: float | Tensor = 8 / 255
     alpha: float | Tensor | None = None
 
+    @sound
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, *, target: Tensor | None = None, rng: SampleRng | None = None
     ) -> Tensor:

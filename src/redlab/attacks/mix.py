@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from redlab.attacks.ascend import GradientSteps, SteppedAttack, ascend
-from redlab.attacks.guard import check_inputs, guard
+from redlab.attacks.guard import check_images, check_inputs, guard, logits_of
 from redlab.attacks.rng import SampleRng
 from redlab.attacks.wrappers import Defended, Expected, StraightThrough
 from redlab.batch import CLEAN, Attack, AttackBatch, Restorer
@@ -357,6 +357,7 @@ class AttackMix:
                     adv[rows] = (adv[rows] * levels).round() / levels
                 if want_fooled:
                     fooled[rows] = _fooled(model, clean[rows], adv[rows], label[rows], target[rows])
+            check_images("adv", adv)
             counts = torch.ones_like(fooled) if valid is None else valid[plan.source]
             if only_fooled:
                 counts = counts & (fooled | (plan.attack == CLEAN))
@@ -522,7 +523,7 @@ def _targets(rule: str | int, model: nn.Module, x: Tensor, y: Tensor, rng: Sampl
     """(B,) target classes, never the true ones."""
     if rule == "least_likely":
         with guard(model), torch.no_grad():
-            logits = model(x)
+            logits = logits_of(model, x, 0)
         # a bad victim may find the true class the least likely one
         return torch.as_tensor(logits.scatter(1, y[:, None], math.inf).argmin(1))
     classes = _num_classes(model, x)
@@ -541,12 +542,12 @@ def _num_classes(model: nn.Module, x: Tensor) -> int:
     known = getattr(model.victim if isinstance(model, Defended) else model, "num_classes", None)
     if known is None:
         with guard(model), torch.no_grad():
-            known = model(x[:1]).shape[1]
+            known = logits_of(model, x[:1], 0).shape[1]
     return int(known)
 
 
 def _fooled(model: nn.Module, clean: Tensor, adv: Tensor, label: Tensor, target: Tensor) -> Tensor:
     """(B,) bool: right on clean and wrong on adv, or, where targeted, says the target class."""
     with guard(model), torch.no_grad():
-        before, after = model(clean).argmax(1), model(adv).argmax(1)
+        before, after = (logits_of(model, images, 0).argmax(1) for images in (clean, adv))
     return torch.where(target >= 0, after == target, (before == label) & (after != label))

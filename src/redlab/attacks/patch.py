@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from redlab.attacks.ascend import ascend
-from redlab.attacks.guard import check_inputs, per_row
+from redlab.attacks.guard import check_inputs, logits_of, per_row, sound
 from redlab.attacks.pgd import PGD
 from redlab.attacks.rng import SampleRng
 
@@ -39,6 +39,7 @@ class Patch:
     steps: int | Tensor = 100
     random_start: bool = True
 
+    @sound
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, *, target: Tensor | None = None, rng: SampleRng | None = None
     ) -> Tensor:
@@ -92,5 +93,4 @@ class Confined(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(n, C, H, W) -> (n, K) logits."""
-        logits: Tensor = self.model(torch.where(self.window[: len(images)], images, images.detach()))
-        return logits
+        return logits_of(self.model, torch.where(self.window[: len(images)], images, images.detach()), 0)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from redlab.attacks.ascend import GradientSteps, ascend
-from redlab.attacks.guard import check_inputs, per_row
+from redlab.attacks.guard import check_inputs, per_row, sound
 from redlab.attacks.project import check_norm, random_start
 from redlab.attacks.rng import SampleRng
 
@@ -41,6 +41,7 @@ class PGD:
     def __post_init__(self) -> None:
         check_norm(self.norm)
 
+    @sound
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, *, target: Tensor | None = None, rng: SampleRng | None = None
     ) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from redlab.attacks.guard import check_inputs, checked, guard, outside_inference, per_row
+from redlab.attacks.guard import check_inputs, checked, guard, is_whole, outside_inference, per_row, sound
 from redlab.attacks.project import per_pixel
 from redlab.attacks.rng import SampleRng
 
@@ -74,6 +74,7 @@ class RP2:
     def __post_init__(self) -> None:
         _drawn(self.masks, self.canvas)
 
+    @sound
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, *, target: Tensor | None = None, rng: SampleRng | None = None
     ) -> Tensor:
@@ -152,7 +153,7 @@ def _drawn(masks: Tensor | Sequence[Sequence[Sequence[int]]], canvas: int) -> Te
         if masks.ndim != 3 or masks.numel() == 0:
             raise ValueError(f"masks must be (M, h, w) and not empty, got {tuple(masks.shape)}")
         return masks.detach().cpu() != 0
-    if type(canvas) is not int or canvas < 1:
+    if not is_whole(canvas) or canvas < 1:
         raise ValueError(f"canvas must be a whole number of pixels, got {canvas!r}")
     if len(masks) == 0:
         raise ValueError("masks must hold at least one mask, got []")
@@ -160,7 +161,7 @@ def _drawn(masks: Tensor | Sequence[Sequence[Sequence[int]]], canvas: int) -> Te
     for i, mask in enumerate(masks):
         for rectangle in mask:
             corners = [*rectangle]
-            if len(corners) != 4 or any(type(c) is not int or not 0 <= c < canvas for c in corners):
+            if len(corners) != 4 or any(not is_whole(c) or not 0 <= c < canvas for c in corners):
                 raise ValueError(f"a rectangle has four whole numbers from 0 to {canvas - 1}, got {corners}")
             top, bottom, left, right = corners
             if top > bottom or left > right:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from redlab.attacks.guard import check_inputs, checked, guard, outside_inference, per_row
+from redlab.attacks.guard import check_inputs, checked, guard, outside_inference, per_row, sound
 from redlab.attacks.margin import margin
 from redlab.attacks.project import per_pixel
 from redlab.attacks.rng import SampleRng
@@ -61,6 +61,7 @@ class SpatialTransform:
         """Attacks every row; see ``redlab.batch.Attack``. ``rng`` is not used."""
         return self.run(model, x, y, target=target, rng=rng)[0]
 
+    @sound
     def run(
         self, model: nn.Module, x: Tensor, y: Tensor, *, target: Tensor | None = None, rng: SampleRng | None = None
     ) -> tuple[Tensor, Tensor]:

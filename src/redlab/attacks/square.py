@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from redlab.attacks.guard import check_inputs, checked, guard, outside_inference, per_row
+from redlab.attacks.guard import check_inputs, checked, guard, outside_inference, per_row, sound
 from redlab.attacks.margin import margin
 from redlab.attacks.project import check_norm, per_pixel
 from redlab.attacks.rng import SampleRng
@@ -59,6 +59,7 @@ class Square:
         """Attacks every row; see ``redlab.batch.Attack``."""
         return self.run(model, x, y, target=target, rng=rng)[0]
 
+    @sound
     def run(
         self, model: nn.Module, x: Tensor, y: Tensor, *, target: Tensor | None = None, rng: SampleRng | None = None
     ) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from redlab.attacks.guard import is_whole
 from redlab.attacks.project import per_pixel
 
 _OMEGA_STEPS = 5  # Newton steps from below; then exact to float64
@@ -34,7 +35,7 @@ class Window:
     """
 
     def __init__(self, size: int, device: torch.device) -> None:
-        if isinstance(size, bool) or not isinstance(size, int) or size < 3 or size % 2 == 0:
+        if not is_whole(size) or size < 3 or size % 2 == 0:
             raise ValueError(f"window must be odd and at least 3, got {size}")
         self.size, self.reach = size, size // 2
         at = torch.arange(size, device=device, dtype=torch.float64) - self.reach

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from redlab.attacks.guard import check_inputs, checked, guard, outside_inference, per_row
+from redlab.attacks.guard import check_inputs, checked, guard, is_whole, outside_inference, per_row, sound
 from redlab.attacks.margin import margin
 from redlab.attacks.project import per_pixel
 from redlab.attacks.rng import SampleRng
@@ -69,6 +69,7 @@ class WassersteinPGD:
     def __post_init__(self) -> None:
         _check(self.window, self.dual_steps, self.tolerance)
 
+    @sound
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, *, target: Tensor | None = None, rng: SampleRng | None = None
     ) -> Tensor:
@@ -119,6 +120,7 @@ class WassersteinFrankWolfe:
     def __post_init__(self) -> None:
         _check(self.window, self.dual_steps, self.tolerance)
 
+    @sound
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, *, target: Tensor | None = None, rng: SampleRng | None = None
     ) -> Tensor:
@@ -232,7 +234,7 @@ def _climb(
 def _check(window: int, dual_steps: int, tolerance: float) -> None:
     """Raises ValueError if a number that is one for all rows is out of range."""
     Window(window, torch.device("cpu"))
-    if isinstance(dual_steps, bool) or not isinstance(dual_steps, int) or dual_steps < 1:
+    if not is_whole(dual_steps) or dual_steps < 1:
         raise ValueError(f"dual_steps must be a whole number, at least 1, got {dual_steps}")
     if not 0 < tolerance < 1:
         raise ValueError(f"tolerance must be above 0 and below 1, got {tolerance}")

@@ -15,17 +15,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from redlab.attacks.guard import check_inputs, guard, logits_of, per_row
+from redlab.attacks.guard import check_inputs, guard, is_whole, logits_of, per_row, sound
 from redlab.attacks.pgd import PGD
 from redlab.attacks.rng import SampleRng
-from redlab.batch import Attack, Restorer
+from redlab.batch import Attack, Restorer, estimate
 
 
 class Defended(nn.Module):
     """Restorer and then victim, as one classifier: what an attacker who knows of the defence differentiates.
 
     Args:
-        restorer: has ``restore``, (B, C, H, W) -> the same shape.
+        restorer: has ``restore``, (B, C, H, W) -> the same shape, or ``estimate``, see ``redlab.batch.estimate``.
         victim: (B, C, H, W) -> (B, K) logits.
     """
 
@@ -36,8 +36,7 @@ class Defended(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, K) logits of the victim on the restored images."""
-        logits: Tensor = self.victim(self.restorer.restore(x))
-        return logits
+        return logits_of(self.victim, estimate(self.restorer, x), 0)
 
 
 class StraightThrough(nn.Module):
@@ -54,11 +53,10 @@ class StraightThrough(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, K), the very logits of ``defended``."""
         with torch.no_grad():
-            restored = self.defended.restorer.restore(x)
+            restored = estimate(self.defended.restorer, x)
         if restored.shape != x.shape:
             raise ValueError(f"BPDA needs a restorer that keeps {tuple(x.shape)}, got {tuple(restored.shape)}")
-        logits: Tensor = self.defended.victim(_TakenForIdentity.apply(x, restored))
-        return logits
+        return logits_of(self.defended.victim, _TakenForIdentity.apply(x, restored), 0)
 
 
 class _TakenForIdentity(torch.autograd.Function):
@@ -91,7 +89,7 @@ class Expected(nn.Module):
         draws = x.expand(self.samples, *x.shape)
         if self.noise is not None:
             draws = draws + self.noise[:, None]
-        answers = logits_of(self.model, draws.reshape(-1, *x.shape[1:]), top=0).log_softmax(1)
+        answers = logits_of(self.model, draws.reshape(-1, *x.shape[1:]), 0).log_softmax(1)
         return answers.view(self.samples, len(x), -1).logsumexp(0) - math.log(self.samples)
 
 
@@ -108,6 +106,7 @@ class BPDA:
 
     attack: Attack = field(default_factory=PGD)
 
+    @sound
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, *, target: Tensor | None = None, rng: SampleRng | None = None
     ) -> Tensor:
@@ -139,6 +138,7 @@ class EOT:
     def __post_init__(self) -> None:
         _check_samples(self.samples)
 
+    @sound
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, *, target: Tensor | None = None, rng: SampleRng | None = None
     ) -> Tensor:
@@ -178,6 +178,7 @@ class SmoothedPGD:
         _check_samples(self.samples)
         self._inner()
 
+    @sound
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, *, target: Tensor | None = None, rng: SampleRng | None = None
     ) -> Tensor:
@@ -197,5 +198,5 @@ class SmoothedPGD:
 
 
 def _check_samples(samples: int) -> None:
-    if type(samples) is not int or samples < 1:
+    if not is_whole(samples) or samples < 1:
         raise ValueError(f"samples must be a whole number, at least 1, got {samples!r}")

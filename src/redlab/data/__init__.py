@@ -6,11 +6,11 @@
 (1438, 359, 32, 1)
 """
 
+from redlab.data.folder import FolderSource
 from redlab.data.guides import Guides
 from redlab.data.loader import EpochLoader, EpochSampler, Key
 from redlab.data.module import AttackDataModule, TestCell
 from redlab.data.sources import (
-    FolderSource,
     ImageSource,
     Splits,
     TensorSource,

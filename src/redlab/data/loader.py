@@ -7,15 +7,17 @@ rank takes a contiguous slice of it, so that neither the number of ranks nor the
 from __future__ import annotations
 
 import hashlib
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+
+from redlab.batch import RawBatch
 
 if TYPE_CHECKING:
-    from redlab.batch import RawBatch
     from redlab.data.sources import ImageSource
 
 
@@ -31,6 +33,12 @@ class Key(NamedTuple):
     index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
     position: int
     valid: bool
+
+
+def raw_batch(image: Tensor, label: Tensor, keys: Sequence[Key]) -> RawBatch:
+    """The batch of these images (B, C, H, H) and labels (B,), in the order of their keys."""
+    index, position, valid = zip(*keys, strict=True)
+    return RawBatch(image, label, torch.tensor(index), torch.tensor(position), torch.tensor(valid))
 
 
 def generator(*name: str | int) -> torch.Generator:
@@ -78,7 +86,7 @@ class EpochSampler(Sampler[list[Key]]):
         # rows visited by all ranks together
         self.total = -(-count // world_size) * world_size if seed is None else count // self.step * self.step
         if self.total == 0:
-            raise ValueError(f"{count} samples are not enough for one batch of {self.step}")
+            raise ValueError(f"{count} samples are not enough for one batch of {self.step}: take smaller batches")
 
     def order(self) -> list[int]:
         """The whole order of the epoch, the same on every rank."""
@@ -126,7 +134,7 @@ class EpochLoader:
         pin_memory: bool = False,
     ) -> None:
         self._sampler, self._epoch = sampler, epoch
-        self._loader: DataLoader[RawBatch] = DataLoader(
+        self._loader: DataLoader[RawBatch | Exception] = DataLoader(
             _Batches(source),
             batch_sampler=sampler,
             num_workers=num_workers,
@@ -152,6 +160,8 @@ class EpochLoader:
         self._resume = None
         self._seen = self._sampler.start = seen if epoch == self._sampler.epoch else 0
         for batch in self._loader:
+            if isinstance(batch, Exception):
+                raise batch
             self._seen += 1
             yield batch
 
@@ -165,14 +175,22 @@ class EpochLoader:
         self._resume = (state["epoch"], state["batches"])
 
 
-class _Batches(Dataset["RawBatch"]):
+class _Batches(Dataset[RawBatch | Exception]):
     """Shows a source to DataLoader as a data set that is read by whole batches."""
 
     def __init__(self, source: ImageSource) -> None:
         self.source = source
 
-    def __getitems__(self, keys: Sequence[Key]) -> RawBatch:
-        return self.source.__getitems__(keys)
+    def __getitems__(self, keys: Sequence[Key]) -> RawBatch | Exception:
+        try:
+            return self.source.__getitems__(keys)
+        except (ValueError, OSError) as error:
+            if get_worker_info() is None:
+                raise
+            # DataLoader would put the worker's traceback into the message, which is to be one sentence. A note is shown
+            # below the traceback, and only there.
+            error.add_note("In a worker:\n" + "".join(traceback.format_exception(error)))
+            return error
 
 
 def _as_is(batch: Any) -> Any:

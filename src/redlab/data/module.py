@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from redlab.attacks.mix import AttackMix, Cell
 from redlab.batch import CLEAN, AttackBatch, RawBatch, Restorer
+from redlab.data.folder import FolderSource, check_images
 from redlab.data.loader import EpochLoader, EpochSampler, generator
 from redlab.data.sources import ImageSource, Splits
 
@@ -65,6 +66,8 @@ class AttackDataModule(LightningDataModule):
         std: per channel.
         root: folder of the files.
         download: whether the source may fetch them.
+        check_images: read every image of a `FolderSource` once before anything is trained, so that a damaged one is
+            found at once; False for folders so large that this takes too long.
 
     Raises:
         ValueError: a size that makes no sense, or data that are not as declared.
@@ -92,21 +95,24 @@ class AttackDataModule(LightningDataModule):
         std: Sequence[float] | None = None,
         root: str | None = None,
         download: bool = False,
+        check_images: bool = True,
     ) -> None:
         super().__init__()
         for what, size in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
             if size < 1:
-                raise ValueError(f"{what} must be at least 1, got {size}")
+                raise ValueError(f"data.{what} must be at least 1, got {size}")
+        if num_workers < 0:
+            raise ValueError(f"data.num_workers must be at least 0, which reads in the main process, got {num_workers}")
         for what, limit in (("limit_train", limit_train), ("limit_val", limit_val), ("limit_test", limit_test)):
             if limit is not None and limit < 1:
-                raise ValueError(f"{what} must be at least 1, or null for all images, got {limit}")
-        if val_size < 0 or (val_size >= 1 and val_size != int(val_size)):
-            raise ValueError(f"val_size must be a share below 1 or a whole number of images, got {val_size}")
+                raise ValueError(f"data.{what} must be at least 1, or null for all images, got {limit}")
+        if not (0 <= val_size < 1 or (val_size >= 1 and float(val_size).is_integer())):
+            raise ValueError(f"data.val_size must be a share below 1 or a whole number of images, got {val_size}")
         self.mix, self.victims, self.seed, self.name = mix, dict(victims), seed, name
         self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
         self.val_size, self.limits = val_size, {"train": limit_train, "val": limit_val, "test": limit_test}
         self._declared = {"num_classes": num_classes, "channels": channels, "image_size": image_size}
-        self._source = source
+        self._source, self._check_images = source, check_images
         self._splits: Splits | None = None
         self._indices: dict[str, Tensor] = {}
 
@@ -128,10 +134,16 @@ class AttackDataModule(LightningDataModule):
                 for what, wanted in self._declared.items():
                     if wanted is not None and wanted != found[what]:
                         raise ValueError(
-                            f"data.{what} is {wanted}, but {self.name or 'the data set'} has {found[what]}"
+                            f"data.{what} is {wanted}, but {self.name or 'the data set'} has {found[what]}: "
+                            f"set data.{what}={found[what]}"
                         )
             self._splits = splits
         return self._splits
+
+    @property
+    def loaded(self) -> bool:
+        """Whether the data are read already."""
+        return self._splits is not None
 
     @property
     def indices(self) -> Mapping[str, Tensor]:
@@ -160,8 +172,14 @@ class AttackDataModule(LightningDataModule):
         return self.trainer.lightning_module if self.trainer is not None else None
 
     def prepare_data(self) -> None:
-        """Loads the data on one process first, which is the one that downloads where that is asked for."""
-        _ = self.splits
+        """Loads the data on one process first, which downloads them and looks at all images where that is asked for.
+
+        Raises:
+            ValueError: images cannot be read; the message names them.
+        """
+        folders = [part for part in self.splits if isinstance(part, FolderSource)]
+        if self._check_images and folders:
+            check_images(folders, progress=self.trainer is None or self.trainer.progress_bar_callback is not None)
 
     def setup_data(self) -> None:
         """Loads the data and decides which images are for training, validation and test.
@@ -172,7 +190,15 @@ class AttackDataModule(LightningDataModule):
         count = len(self.splits.train)
         kept = int(self.val_size) if self.val_size >= 1 else round(self.val_size * count)
         if kept >= count:
-            raise ValueError(f"val_size={self.val_size} leaves nothing of {count} images to train on")
+            raise ValueError(
+                f"data.val_size={self.val_size} leaves nothing of {count} images to train on: set a smaller number, or "
+                "a share such as 0.1"
+            )
+        if self.val_size and not kept:
+            raise ValueError(
+                f"data.val_size={self.val_size} of {count} training images is less than one: set a number of images, "
+                "such as data.val_size=1, or 0 for no validation"
+            )
         order = torch.randperm(count, generator=generator("split", self.seed))
         # a constant, so that runs with different seeds are tested on the same images
         test = torch.randperm(len(self.splits.test), generator=generator("test"))
@@ -183,8 +209,13 @@ class AttackDataModule(LightningDataModule):
         """Loads the data and moves the victims to the device of this rank.
 
         Here and not when a batch arrives: under inference mode, moved parameters could never be attacked again.
+
+        Raises:
+            ValueError: as for `setup_data` and, before a fit, for `train_dataloader`.
         """
         self.setup_data()
+        if stage == "fit":
+            self._check_batch_size()  # not only when the loader is asked for, after the first validation
         if self.trainer is not None:
             for victim in self.victims.values():
                 victim.to(self.trainer.strategy.root_device)
@@ -214,11 +245,31 @@ class AttackDataModule(LightningDataModule):
         """The same as for test."""
         return self.test_dataloader()
 
+    @property
+    def _place(self) -> tuple[int, int]:
+        """Rank and number of processes."""
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+
+    def _check_batch_size(self) -> None:
+        world_size, count = self._place[1], len(self._indices["train"])
+        if self.batch_size % world_size:
+            raise ValueError(
+                f"data.batch_size={self.batch_size} is not a multiple of the {world_size} processes: set "
+                f"data.batch_size={-(-self.batch_size // world_size) * world_size}"
+            )
+        if count < self.batch_size:
+            limit = self.limits["train"]
+            raise ValueError(
+                f"data.batch_size={self.batch_size} is more than the {count} training images, which are left of "
+                f"{len(self.splits.train)} by data.val_size={self.val_size} and data.limit_train="
+                f"{'null' if limit is None else limit}: set data.batch_size={max(count // world_size, 1) * world_size}"
+            )
+
     def _loader(self, part: str) -> EpochLoader:
         trainer, training = self.trainer, part == "train"
-        rank, world_size = (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
-        if training and self.batch_size % world_size:
-            raise ValueError(f"data.batch_size={self.batch_size} is not a multiple of the {world_size} processes")
+        rank, world_size = self._place
+        if training:
+            self._check_batch_size()
         sampler = EpochSampler(
             self._indices[part],
             batch_size=-(-(self.batch_size if training else self.eval_batch_size) // world_size),

@@ -5,6 +5,7 @@ A source keeps images as bytes; the data module turns them into float32 in [0, 1
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -14,10 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from redlab.batch import RawBatch
+from redlab.data.folder import FolderSource
 from redlab.data.formats import read_cifar10_binary, read_idx, read_svhn_mat
-from redlab.data.loader import Key, generator
+from redlab.data.loader import Key, generator, raw_batch
 
-__all__ = ["FolderSource", "ImageSource", "Splits", "TensorSource"]
+__all__ = ["ImageSource", "Splits", "TensorSource"]
 __all__ += ["cifar10", "digits", "fashion_mnist", "image_folder", "mnist", "svhn"]
 
 _DIGITS = tuple("0123456789")
@@ -54,6 +56,13 @@ class ImageSource(Protocol):
         """The images of the keys, as uint8; ``position`` and ``valid`` are handed through."""
         ...
 
+    def fingerprint(self) -> str:
+        """A hash of what the source holds: images, labels, classes and sizes, but not where they lie.
+
+        Worked out once for each object.
+        """
+        ...
+
 
 class Splits(NamedTuple):
     """The official parts of a data set."""
@@ -83,6 +92,7 @@ class TensorSource:
             raise ValueError(f"labels {int(labels.min())}..{int(labels.max())}, but {len(classes)} classes")
         self.images, self.labels, self.classes = images, labels.long(), tuple(classes)
         self.channels, self.image_size = images.shape[1], images.shape[3]
+        self._fingerprint: str | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -90,53 +100,16 @@ class TensorSource:
     def __getitems__(self, keys: Sequence[Key]) -> RawBatch:
         """See `ImageSource`."""
         rows = torch.tensor([key.index for key in keys])
-        return _raw_batch(self.images[rows], self.labels[rows], keys)
+        return raw_batch(self.images[rows], self.labels[rows], keys)
 
-
-class FolderSource:
-    """Image files in one folder per class, decoded when asked for.
-
-    The shorter side is resized to ``image_size`` (bilinear, antialiased), then the centre is cut out.
-
-    Args:
-        root: folder of the class folders; classes are sorted by name.
-        image_size: height and width of the images handed out.
-        channels: 3, or 1 for grey.
-
-    Raises:
-        FileNotFoundError: there is no such folder, or a class without images.
-    """
-
-    def __init__(self, root: str | Path, *, image_size: int, channels: int = 3) -> None:
-        from torchvision.datasets import ImageFolder
-
-        if channels not in (1, 3):
-            raise ValueError(f"channels must be 1 or 3, got {channels}")
-        folder = ImageFolder(str(root))
-        self.samples: list[tuple[str, int]] = folder.samples
-        self.classes: tuple[str, ...] = tuple(folder.classes)
-        self.image_size, self.channels = image_size, channels
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitems__(self, keys: Sequence[Key]) -> RawBatch:
-        """See `ImageSource`."""
-        images = torch.stack([self._decode(self.samples[key.index][0]) for key in keys])
-        return _raw_batch(images, torch.tensor([self.samples[key.index][1] for key in keys]), keys)
-
-    def _decode(self, path: str) -> Tensor:
-        from PIL import Image
-        from torchvision.transforms import functional as TF
-
-        try:
-            with Image.open(path) as file:
-                image = file.convert("RGB" if self.channels == 3 else "L")
-        except OSError as error:  # UnidentifiedImageError is one
-            raise ValueError(f"{path}: not a readable image: {error}") from error
-        resized = TF.center_crop(TF.resize(image, self.image_size), [self.image_size, self.image_size])
-        pixels: Tensor = TF.pil_to_tensor(resized)
-        return pixels
+    def fingerprint(self) -> str:
+        """See `ImageSource`; every pixel counts."""
+        if self._fingerprint is None:
+            digest = hashlib.sha256(repr(("tensor 1", self.classes, tuple(self.images.shape))).encode())
+            for tensor in (self.images, self.labels):
+                digest.update(tensor.cpu().contiguous().numpy().data)
+            self._fingerprint = digest.hexdigest()
+        return self._fingerprint
 
 
 def digits() -> Splits:
@@ -168,14 +141,12 @@ def fashion_mnist(root: str | Path, *, download: bool = False) -> Splits:
         FileNotFoundError: a file is missing.
         ValueError: a file is damaged.
     """
-    return _idx(
-        Path(root), "FashionMNIST", _CLOTHES, download, "`apt-get install dataset-fashion-mnist` or " + _DOWNLOAD
-    )
+    return _idx(root, "FashionMNIST", _CLOTHES, download, "`apt-get install dataset-fashion-mnist` or " + _DOWNLOAD)
 
 
 def mnist(root: str | Path, *, download: bool = False) -> Splits:
     """MNIST: 60,000 + 10,000 grey 28x28 handwritten digits. Arguments and errors as for `fashion_mnist`."""
-    return _idx(Path(root), "MNIST", _DIGITS, download, _DOWNLOAD)
+    return _idx(root, "MNIST", _DIGITS, download, _DOWNLOAD)
 
 
 def cifar10(root: str | Path, *, download: bool = False) -> Splits:
@@ -192,7 +163,7 @@ def cifar10(root: str | Path, *, download: bool = False) -> Splits:
         FileNotFoundError: neither version is there.
         ValueError: a file is damaged.
     """
-    root = Path(root)
+    root = Path(root).expanduser()
     binary, pickled = root / "cifar-10-batches-bin", root / "cifar-10-batches-py"
     if download and not binary.is_dir() and not pickled.is_dir():
         from torchvision.datasets.utils import download_and_extract_archive
@@ -218,7 +189,7 @@ def svhn(root: str | Path, *, download: bool = False) -> Splits:
         FileNotFoundError: a file is missing.
         ValueError: a file is damaged.
     """
-    root, parts = Path(root), []
+    root, parts = Path(root).expanduser(), []
     for split in ("train", "test"):
         path = root / f"{split}_32x32.mat"
         if download and not path.is_file():
@@ -243,18 +214,22 @@ def image_folder(root: str | Path, *, image_size: int, channels: int = 3, test: 
         FileNotFoundError: a folder is missing or has no images.
         ValueError: the two parts do not have the same classes.
     """
-    root = Path(root)
+    root = Path(root).expanduser()
     candidates = [root / name for name in ([test] if test else ["test", "val"])]
     hint = "lay your images out as <root>/train/<class>/*.png and <root>/test/<class>/*.png"
     folders = [_find("image folder", hint, root / "train"), _find("image folder", hint, *candidates)]
     train, held_out = (FolderSource(folder, image_size=image_size, channels=channels) for folder in folders)
     if train.classes != held_out.classes:
         odd = sorted(set(train.classes) ^ set(held_out.classes))
-        raise ValueError(f"{folders[0]} and {folders[1]} differ in the classes {odd[:5]}{'...' if odd[5:] else ''}")
+        named = f"{odd[:5]}{'...' if odd[5:] else ''}"
+        raise ValueError(
+            f"{folders[0]} and {folders[1]} differ in the classes {named}: give both the same class folders"
+        )
     return Splits(train, held_out)
 
 
-def _idx(root: Path, name: str, classes: Sequence[str], download: bool, hint: str) -> Splits:
+def _idx(root: str | Path, name: str, classes: Sequence[str], download: bool, hint: str) -> Splits:
+    root = Path(root).expanduser()
     folders = (root, root / name / "raw")
 
     def candidates(prefix: str, kind: str) -> list[Path]:
@@ -298,8 +273,3 @@ def _find(what: str, hint: str, *paths: Path) -> Path:
 def _missing(what: str, hint: str, *paths: Path) -> FileNotFoundError:
     where = " or ".join(str(path) for path in paths)
     return FileNotFoundError(f"{what} not found: looked for {where}. Point data.root at it, or {hint}.")
-
-
-def _raw_batch(image: Tensor, label: Tensor, keys: Sequence[Key]) -> RawBatch:
-    index, position, valid = zip(*keys, strict=True)
-    return RawBatch(image, label, torch.tensor(index), torch.tensor(position), torch.tensor(valid))

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from typing import Any, ClassVar, Self, cast
 
 import torch
+import torch.distributed as dist
 from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from redlab.batch import AttackBatch, Restorer
+from redlab.batch import AttackBatch, Detector, Identifier, Restorer, attacked_images, estimate
+from redlab.methods.examples import Examples
 from redlab.metrics import RestorationMetrics
 from redlab.victims import state_hash
 from redlab.victims.classifier import check_finite
 
 OptimizerPartial = Callable[[Iterable[nn.Parameter]], Optimizer]
 SchedulerPartial = Callable[[Optimizer], LRScheduler]
-
-EXAMPLE_ROWS = 8
-"""Pairs kept from every test cell, for figures."""
 
 
 class Method(LightningModule):
@@ -38,7 +36,9 @@ class Method(LightningModule):
         monitor: key that picks the best checkpoint.
         monitor_mode: "max" or "min".
         results: ``test/...`` numbers of the last test.
-        examples: the first pairs of every test cell and their restorations, on the CPU.
+        examples: after a test, a few pairs of every cell with an attack on the victim, and their restorations, on
+            the CPU; see ``Examples``.
+        run: of a method from ``redlab.load``, what it was made with: ``config``, ``victims``, ``mix`` and ``data``.
 
     Args:
         optimizer: parameters -> optimiser.
@@ -48,6 +48,7 @@ class Method(LightningModule):
     frozen: ClassVar[tuple[str, ...]] = ()
     monitor: ClassVar[str] = "val/restored_accuracy"
     monitor_mode: ClassVar[str] = "max"
+    run: Any = None
 
     def __init__(self, *, optimizer: OptimizerPartial, scheduler: SchedulerPartial | None = None) -> None:
         super().__init__()
@@ -105,6 +106,8 @@ class Method(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Builds the metrics, whose cells are the data module's attacks and victims."""
+        if stage == "predict":  # which needs no data module
+            return
         names = tuple(self._data.mix.names), tuple(self._data.victims)
         self.metrics, self.adaptive_metrics = RestorationMetrics(*names), RestorationMetrics(*names)
 
@@ -119,35 +122,92 @@ class Method(LightningModule):
     def on_test_start(self) -> None:
         """Forgets the last test."""
         self.results, self.examples = {}, []
+        self._kept = [Examples(number) for number in range(len(self._data.test_cells))]
 
     def test_step(self, batch: AttackBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Evaluates a batch of one test cell."""
         adaptive = self._data.test_cells[dataloader_idx].adaptive
-        restored = self._evaluate(batch, self.adaptive_metrics if adaptive else self.metrics)
-        if restored is not None and batch_idx == 0:
-            rows = batch.valid.nonzero()[:EXAMPLE_ROWS, 0]
-            pairs = batch[rows]
-            pairs = replace(pairs, **{k: v.cpu() for k, v in vars(pairs).items() if v is not None})
-            self.examples.append((pairs, restored[rows].cpu()))
+        evaluated = self._evaluate(batch, self.adaptive_metrics if adaptive else self.metrics)
+        if evaluated is not None and not adaptive:
+            self._kept[dataloader_idx].add(batch, *evaluated)
 
     def on_test_epoch_end(self) -> None:
-        """Logs the test metrics and keeps them in ``results``."""
+        """Logs the test metrics, keeps them in ``results``, and gathers the examples of all processes."""
+        if self.trainer.world_size > 1:
+            gathered: list[Any] = [None] * self.trainer.world_size
+            dist.all_gather_object(gathered, self._kept)
+            for number, kept in enumerate(self._kept):
+                kept.join([process[number] for process in gathered])
+        self.examples = [pairs for kept in self._kept for pairs in kept.pairs()]
         self.results = self._log_metrics("test/", self.metrics)
         self.results |= self._log_metrics("test/adaptive_", self.adaptive_metrics)
 
-    def _evaluate(self, batch: AttackBatch, metrics: RestorationMetrics) -> Tensor | None:
-        """Restores a batch and measures it with each row's victim; None if the method does not restore."""
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """What the method says of a batch, for ``trainer.predict``.
+
+        Args:
+            batch: of the data module, whose loaders are the cells of the test; or images (B, C, H, W) in [0, 1], alone
+                or first in a list, as any loader yields them.
+            batch_idx: of the batch.
+            dataloader_idx: of the loader.
+
+        Returns:
+            By capability ``restored`` (B, C, H, W), ``adversarial_score`` (B,) and ``attack_logits`` (B, A); of a batch
+            of the data module also everything in it, by the names of ``AttackBatch``.
+        """
+        x, said = attacked_images(batch)
+        if isinstance(self, Restorer):
+            said["restored"] = self.restore(x)
+        if isinstance(self, Detector):
+            said["adversarial_score"] = self.adversarial_score(x)
+        if isinstance(self, Identifier):
+            said["attack_logits"] = self.attack_logits(x)
+        return said
+
+    def clamped_estimate(self, x: Tensor) -> Tensor:
+        """``estimate(x)`` as images, for a method's ``restore``: in [0, 1], on the device of ``x``.
+
+        It carries a gradient if ``x`` does; training goes through ``estimate``.
+
+        Args:
+            x: (B, C, H, W) floats in [0, 1], on any device.
+
+        Returns:
+            (B, C, H, W) float32.
+
+        Raises:
+            ValueError: ``x`` is something else.
+        """
+        if x.ndim != 4 or not x.is_floating_point():
+            hint = "; divide by 255" if x.dtype == torch.uint8 else ""
+            raise ValueError(f"images must be (B, C, H, W) floats in [0, 1], got {x.dtype} {tuple(x.shape)}{hint}")
+        low, high = (float(v) for v in x.detach().aminmax()) if x.numel() else (0.0, 1.0)
+        if not (low >= 0 and high <= 1):  # written so that NaN fails as well
+            hint = "; divide by 255" if low >= 0 and 1 < high <= 255 else ""
+            raise ValueError(f"images must be in [0, 1], got values from {low:g} to {high:g}{hint}")
+        with torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad):
+            answer = estimate(cast(Restorer, self), x.to(self.device, torch.float32))
+            return answer.float().clamp(0, 1).to(x.device)
+
+    def _evaluate(self, batch: AttackBatch, metrics: RestorationMetrics) -> tuple[Tensor, Tensor] | None:
+        """Restores a batch and measures it with each row's victim; None if the method does not restore.
+
+        Returns:
+            The restorations, and (3, B) bool: whether the victim is right on the clean, attacked and restored images.
+        """
         if not isinstance(self, Restorer):
             return None
-        restored = self.restore(batch.adv).float()
+        restored = estimate(self, batch.adv).float()
         images = torch.stack([batch.clean, batch.adv, restored, batch.adv - restored + batch.clean])
+        right = torch.zeros(3, len(batch), dtype=torch.bool, device=restored.device)
         with torch.autocast(self.device.type, enabled=False):  # logits in full precision, whatever the training
             for v, victim in enumerate(self._data.victims.values()):
                 rows = (batch.victim == v).nonzero()[:, 0]
                 if len(rows):
                     logits = victim(images[:, rows].flatten(0, 1)).chunk(len(images))
                     metrics.update(batch[rows], restored[rows], *logits)
-        return restored
+                    right[:, rows] = torch.stack(logits[:3]).argmax(2) == batch.label[rows]
+        return restored, right
 
     def _log_metrics(self, prefix: str, metrics: RestorationMetrics) -> dict[str, float]:
         if not metrics.update_called:

@@ -240,10 +240,14 @@ class CDDRED(Method):
         self.denoiser = DnCNN(channels, depth, width, bn_momentum)
         self.guide = victims[guide].requires_grad_(False).eval()
 
-    def restore(self, x: Tensor) -> Tensor:
+    def estimate(self, x: Tensor) -> Tensor:
         """(B, C, H, W) attacked -> (B, C, H, W), x_RED = D(x), not clamped."""
-        restored: Tensor = self.denoiser(x)
-        return restored
+        estimated: Tensor = self.denoiser(x)
+        return estimated
+
+    def restore(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) attacked, in [0, 1] -> (B, C, H, W), x_RED as images: clamped to [0, 1]."""
+        return self.clamped_estimate(x)
 
     def training_step(self, batch: AttackBatch, batch_idx: int) -> Tensor:
         """Eq. 4 on a batch."""
@@ -265,7 +269,7 @@ class CDDRED(Method):
         pairs = torch.stack([batch.clean, batch.adv])
         views, original = transformed_views(pairs, self.augment, self.aug_mode, self.aug_group, generator)
         clean, adv = views
-        restored = self.restore(adv)
+        restored = self.estimate(adv)
         zero = restored.new_zeros(())
         terms = [denoising_loss(restored, clean), zero, zero]
         if self.lambda_benign or self.lambda_adv:

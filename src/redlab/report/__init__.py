@@ -9,11 +9,10 @@ from redlab.report.figures import (
     training_curves,
 )
 from redlab.report.html import write_report
-from redlab.report.tables import ACCURACIES, DISTANCES, Table, console, markdown, metrics_table
+from redlab.report.tables import ACCURACIES, Table, console, markdown, metrics_table
 
 __all__ = [
     "ACCURACIES",
-    "DISTANCES",
     "Table",
     "accuracy_bars",
     "comparison",

@@ -92,7 +92,8 @@ def restoration_grid(
         restored: (N, C, H, W) estimates of the clean images; values outside [0, 1] are clipped for display only.
         labels: (N,) true classes.
         predictions: the victim's classes (N,) for the clean, the attacked and the restored images; written below
-            them in green where they are right and red where they are wrong (grey without ``labels``).
+            them, with a green tick where they are right and a red cross where they are wrong (neither without
+            ``labels``).
         attacks: N names.
         victims: N names.
         class_names: name of every class; without it the class numbers are written.
@@ -147,9 +148,9 @@ def restoration_grid(
             if predictions is not None and column < 3:
                 said = predictions[column]
                 right = None if labels is None else int(said[row]) == int(labels[row])
-                colour = {None: MUTED, True: RIGHT, False: WRONG}[right]
+                colour, mark = {None: (MUTED, ""), True: (RIGHT, " \u2713"), False: (WRONG, " \u2717")}[right]
                 axes.text(
-                    0.5, -0.03, name(said, row), transform=axes.transAxes, size=7.5, color=colour, weight="bold",
+                    0.5, -0.03, name(said, row) + mark, transform=axes.transAxes, size=7.5, color=colour, weight="bold",
                     ha="center", va="top", parse_math=False,
                 )  # fmt: skip
     return figure

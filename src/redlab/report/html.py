@@ -38,6 +38,7 @@ figcaption { color: var(--muted); font-size: 13px; margin-top: 10px; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: 14px; }
 th, td { padding: 7px 12px; text-align: right; border-bottom: 1px solid var(--rule); }
+.number { white-space: nowrap; }
 th { color: var(--muted); font-weight: 600; font-size: 13px; }
 th:first-child, td:first-child { text-align: left; }
 tbody tr:last-child td { border-bottom: 0; }
@@ -46,6 +47,14 @@ tbody tr:last-child td { border-bottom: 0; }
 .note { color: var(--muted); font-size: 13px; margin: 10px 0 0; }
 details summary { cursor: pointer; font-weight: 600; }
 pre { overflow-x: auto; font: 12.5px/1.5 ui-monospace, Menlo, Consolas, monospace; margin: 12px 0 0; }
+@media (max-width: 480px) {  /* a phone: five columns fit, the names of more stay while the numbers scroll */
+  main { padding: 24px 12px 48px; }
+  .card { padding: 12px 8px; }
+  table { font-size: 12px; } th { font-size: 11px; }
+  th, td { padding: 6px 3px; }
+  th:first-child, td:first-child { position: sticky; left: 0; background: #fff; }
+  th:first-child, td:first-child { overflow-wrap: anywhere; min-width: 56px; }
+}
 @media print { body { background:#fff; } .card, .tile { break-inside: avoid; } }
 """
 

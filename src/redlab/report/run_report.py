@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from redlab.batch import AttackBatch
 from redlab.report.figures import accuracy_bars, log_figure, restoration_grid, training_curves
 from redlab.report.html import write_report
-from redlab.report.tables import ACCURACIES, DISTANCES, console, metrics_table
+from redlab.report.tables import ACCURACY_COLUMNS, ADAPTIVE_NOTE, ALIGNMENT, DISTANCES, Table, console, metrics_table
 
 CAPTIONS = {
-    "restoration": "Test images: the victim's answer stands below each image, green where it is right.",
+    "restoration": "Test images: of each attack some that were put right and some that were not, where there are such. "
+    "The victim's answer stands below each, with a tick where it is right.",
     "accuracy": "Test accuracy per attack. The last bar is what an attacker who knows of the defence leaves.",
     "training": "The course of training.",
 }
@@ -46,7 +47,7 @@ def run_report(
         summary: a few lines below it.
         config: resolved config as YAML.
         metrics: flat numbers with keys ``test/...``.
-        examples: pairs and their restorations per test cell; empty for a method that does not restore.
+        examples: pairs and their restorations of the attacked test cells; empty for a method that does not restore.
         attack_names: names by attack id.
         victims: name -> victim, on the CPU or wherever; the order gives the ids.
         class_names: names of the classes.
@@ -66,11 +67,7 @@ def run_report(
         figures["training"] = training_curves(rows)
     for name, figure in figures.items():
         log_figure(loggers, name, figure, folder=out / "figures")
-    tables = [
-        metrics_table(metrics, ACCURACIES, "Accuracy"),
-        metrics_table(metrics, DISTANCES, "Restoration and prediction alignment"),
-    ]
-    tables = [table for table in tables if table.rows]
+    tables = tables_of(metrics)
     for table in tables:
         terminal.print(console(table))
     return write_report(
@@ -84,24 +81,24 @@ def run_report(
     )
 
 
+def tables_of(metrics: Mapping[str, float]) -> list[Table]:
+    """What a run measured, per attack."""
+    adaptive = "test/adaptive_restored_accuracy" in metrics
+    tables = [
+        metrics_table(metrics, ACCURACY_COLUMNS, "Accuracy", (ADAPTIVE_NOTE,) if adaptive else ()),
+        metrics_table(metrics, DISTANCES, "Restoration"),
+        metrics_table(metrics, ALIGNMENT, "Prediction alignment"),
+    ]
+    return [table for table in tables if table.rows]
+
+
 def _grid(
     examples: Sequence[tuple[AttackBatch, Tensor]],
     attack_names: Sequence[str],
     victims: Mapping[str, nn.Module],
     class_names: Sequence[str],
-    rows: int = 4,
 ) -> Figure:
-    """A few rows of every cell in turn, those whose attack succeeded first."""
-    picked: list[tuple[AttackBatch, Tensor]] = []
-    for place in range(rows):
-        for batch, restored in examples:
-            if place < len(batch) and len(picked) < rows:
-                order = (
-                    torch.arange(len(batch)) if batch.fooled is None else (~batch.fooled).long().argsort(stable=True)
-                )
-                row = order[place : place + 1]
-                picked.append((batch[row], restored[row]))
-    batch, restored = AttackBatch.cat([b for b, _ in picked]), torch.cat([r for _, r in picked])
+    batch, restored = AttackBatch.cat([b for b, _ in examples]), torch.cat([r for _, r in examples])
     answers = torch.full((3, len(batch)), -1)
     names = list(victims)
     for v, victim in enumerate(victims.values()):
@@ -111,6 +108,8 @@ def _grid(
             with torch.no_grad():
                 for column, images in enumerate((batch.clean, batch.adv, restored)):
                     answers[column, mine] = victim(images[mine].to(device)).argmax(1).cpu()
+    rows = torch.tensor(_shown(batch, answers == batch.label))
+    batch, restored, answers = batch[rows], restored[rows], answers[:, rows]
     return restoration_grid(
         batch.clean,
         batch.adv,
@@ -121,6 +120,33 @@ def _grid(
         victims=[names[v] for v in batch.victim.tolist()],
         class_names=class_names,
     )
+
+
+def _shown(batch: AttackBatch, right: Tensor) -> list[int]:
+    """Rows for the figure: of each attack as many that were put right as not, on different images and victims.
+
+    Args:
+        batch: B pairs.
+        right: (3, B) bool, whether the victim is right on the clean, the attacked and the restored image.
+    """
+    fooled = right[0] & ~right[1]
+    repaired, failed = (fooled & right[2]).tolist(), (fooled & ~right[2]).tolist()
+    index, victim = batch.index.tolist(), batch.victim.tolist()
+    attacks = sorted(set(batch.attack.tolist()))
+    rows: list[int] = []
+    for attack in attacks:
+        left = (batch.attack == attack).nonzero()[:, 0].tolist()
+        for place in range(max(2, 4 // len(attacks))):
+            first, second = (repaired, failed) if place % 2 == 0 else (failed, repaired)
+
+            def rank(row: int, first: list[bool] = first, second: list[bool] = second) -> tuple[int, bool, int]:
+                kind = 0 if first[row] else 1 if second[row] else 2
+                return kind, index[row] in {index[r] for r in rows}, sum(victim[r] == victim[row] for r in rows)
+
+            if left:
+                rows.append(min(left, key=rank))
+                left.remove(rows[-1])
+    return rows
 
 
 def _csv_rows(out: Path) -> list[dict[str, str]]:

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import html as _html
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import rich.box
 import rich.table
+from rich.cells import cell_len
+from rich.console import Console as RichConsole
+from rich.console import ConsoleOptions, JustifyMethod
 from rich.text import Text
 
 ACCURACIES = {
@@ -22,17 +25,26 @@ ACCURACIES = {
 }
 """The four headline numbers of a restorer: key in the flat metrics -> how they are called in print."""
 
+ACCURACY_COLUMNS = ACCURACIES | {"adaptive_restored_accuracy": "adaptive"}
+"""The same as headers of columns, which must be narrow."""
+
+ADAPTIVE_NOTE = "adaptive: restored, where the attacker knows the defence."
+
 DISTANCES = {
-    "pa_benign": "PA benign",
-    "pa_adv": "PA adv",
     "d": "d(x, restored)",
     "d_attack": "d(x, attacked)",
-    "logit_d_benign": "logit d benign",
-    "logit_d_adv": "logit d adv",
     "cosine": "cosine",
     "psnr": "PSNR (dB)",
 }
-"""The further measures of a restorer that are told per attack."""
+"""How far a restoration is from the clean image, as told per attack."""
+
+ALIGNMENT = {
+    "pa_benign": "PA benign",
+    "pa_adv": "PA adv",
+    "logit_d_benign": "logit d benign",
+    "logit_d_adv": "logit d adv",
+}
+"""How the victim's predictions agree, as told per attack."""
 
 TONES = {"holds": "green", "tie": "yellow", "fails": "red"}
 """Cells that consist of one of these words are coloured."""
@@ -89,13 +101,20 @@ def per_attack(metrics: Mapping[str, float], name: str, prefix: str = "test/") -
     return {attack: value for attack, value in found.items() if "/" not in attack}
 
 
-def metrics_table(metrics: Mapping[str, float], names: Mapping[str, str], title: str, prefix: str = "test/") -> Table:
+def metrics_table(
+    metrics: Mapping[str, float],
+    names: Mapping[str, str],
+    title: str,
+    notes: tuple[str, ...] = (),
+    prefix: str = "test/",
+) -> Table:
     """Measures (columns) per attack (rows); the first row is over all attacked images.
 
     Args:
         metrics: flat numbers of a run.
         names: measure -> header of its column; measures that the run does not have are left out.
         title: title of the table.
+        notes: lines below the table.
         prefix: stage in front of the measure's name.
     """
     columns = {name: per_attack(metrics, name, prefix) for name in names}
@@ -108,7 +127,7 @@ def metrics_table(metrics: Mapping[str, float], names: Mapping[str, str], title:
             for name, values in columns.items()
         ]
         rows.append((attack_title(attack), *cells))
-    return Table(title, ("attack", *(names[name] for name in columns)), tuple(rows) if columns else ())
+    return Table(title, ("attack", *(names[name] for name in columns)), tuple(rows) if columns else (), notes)
 
 
 def attack_title(attack: str) -> str:
@@ -120,20 +139,64 @@ def attack_title(attack: str) -> str:
     return {"": "all attacks", "clean": "no attack"}.get(attack, attack)
 
 
-def console(table: Table) -> rich.table.Table:
-    """The table for a terminal."""
-    out = rich.table.Table(
-        title=Text(table.title, style="bold"),
-        title_justify="left",
-        caption=Text("\n".join(table.notes)) if table.notes else None,
-        caption_justify="left",
-        box=rich.box.SIMPLE_HEAD,
-    )
-    for position, column in enumerate(table.columns):
-        out.add_column(Text(column), justify="left" if position == 0 else "right")
-    for row in table.rows:
-        out.add_row(*(Text(cell, style=TONES.get(cell, "")) for cell in row))  # Text: "[...]" is no markup
-    return out
+def console(table: Table) -> OnTerminal:
+    """The table for a terminal of any width: nothing is cut off, and no number is torn.
+
+    Columns that do not fit go on below, each part with the names of the rows.
+    """
+    return OnTerminal(table)
+
+
+@dataclass(frozen=True)
+class OnTerminal:
+    """What ``console`` gives to rich."""
+
+    table: Table
+
+    def __rich_console__(self, terminal: RichConsole, options: ConsoleOptions) -> Iterator[rich.table.Table | Text]:
+        """The parts of the table, none wider than the terminal."""
+        cells = list(zip(self.table.columns, *self.table.rows, strict=True))
+        most = [max(map(cell_len, column)) for column in cells]
+        least = [max([_longest_word(head), *map(_least_width, column)]) for head, *column in cells]
+        least[0] = min(least[0], options.max_width // 2)  # a longer name is folded
+
+        def room(columns: Sequence[int]) -> int:
+            """What columns of least width would leave: each has 3 characters around it, the table 1."""
+            return options.max_width - 1 - sum(least[i] + 3 for i in columns)
+
+        parts = [[0]]
+        for position in range(1, len(cells)):
+            if len(parts[-1]) > 1 and room([*parts[-1], position]) < 0:
+                parts.append([0])
+            parts[-1].append(position)
+        for number, part in enumerate(parts):
+            widths, spare = {}, room(part)
+            for place, i in enumerate(sorted(part, key=lambda i: most[i] - least[i])):  # prose shares what is left
+                widths[i] = least[i] + max(0, min(most[i] - least[i], spare // (len(part) - place)))
+                spare -= widths[i] - least[i]
+            yield self._part(part, widths, self.table.title if number == 0 else None)
+        if self.table.notes:
+            yield Text("\n".join(self.table.notes) + "\n", style="italic")
+
+    def _part(self, columns: Sequence[int], widths: Mapping[int, int], title: str | None) -> rich.table.Table:
+        out = rich.table.Table(
+            title=None if title is None else Text(title, style="bold"), title_justify="left", box=rich.box.SIMPLE_HEAD
+        )
+        for i in columns:
+            justify: JustifyMethod = "left" if i == 0 else "right"
+            out.add_column(Text(self.table.columns[i]), justify=justify, width=widths[i], overflow="fold")
+        for row in self.table.rows:  # Text: "[...]" is no markup
+            out.add_row(*(Text(row[i], style=TONES.get(row[i], "")) for i in columns))
+        return out
+
+
+def _least_width(cell: str) -> int:
+    """A number with its unit stays in one line; prose is broken between words."""
+    return cell_len(cell) if cell_len(cell) <= 12 else _longest_word(cell)
+
+
+def _longest_word(text: str) -> int:
+    return max(map(cell_len, text.split(" ")))
 
 
 def markdown(table: Table) -> str:
@@ -153,9 +216,11 @@ def html(table: Table) -> str:
     """The table as an HTML fragment; every text is escaped."""
 
     def cells(tag: str, row: tuple[str, ...]) -> str:
+        """Numbers, with their units, are not broken."""
+        kinds = [cell if cell in TONES else "number" if tag == "td" and len(cell) <= 12 else "" for cell in row]
         return "".join(
-            f'<{tag} class="{cell}">{cell}</{tag}>' if cell in TONES else f"<{tag}>{_html.escape(cell)}</{tag}>"
-            for cell in row
+            f'<{tag} class="{kind}">{_html.escape(cell)}</{tag}>' if kind else f"<{tag}>{_html.escape(cell)}</{tag}>"
+            for kind, cell in zip(kinds, row, strict=True)
         )
 
     body = "".join(f"<tr>{cells('td', row)}</tr>\n" for row in table.rows)

@@ -17,7 +17,7 @@ T = TypeVar("T")
 _LONGEST = 400  # characters of somebody else's message
 _ABSENT = "not in any file"
 _CHOICE = re.compile(r"one of|must be|choices|available|allowed", re.IGNORECASE)
-_WAY_OUT = re.compile(r"\bmust (not )?(be|name|leave)\b|\bchoose\b|\bset \S+=|\bdid you mean\b")
+_WAY_OUT = re.compile(r"\bmust (not )?(be|name|leave)\b|\bchoose\b|\bset \S+( to |=)|\bdid you mean\b")
 
 
 def attempt(cfg: DictConfig, part: str, make: Callable[[DictConfig], T]) -> T:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,82 +12,118 @@ import lightning as L
 from filelock import FileLock
 from hydra.utils import instantiate
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import nn
 
 from redlab import victims as victim_files
 from redlab.attacks.mix import AttackMix, Component
 from redlab.data import AttackDataModule
 from redlab.methods.base import Method
+from redlab.runs.check import ConfigError
 from redlab.runs.config import as_plain
 from redlab.runs.console import console, progress
+from redlab.runs.identity import loader, recipe, victim_identity
 from redlab.runs.stopping import StopOnSignal
 from redlab.victims import Victim
 from redlab.victims.classifier import Classifier
 
 
-def build_victims(cfg: DictConfig, embedded: Mapping[str, Any] | None = None) -> dict[str, Victim]:
-    """The victims of a config: out of a checkpoint, from a file, or trained here if they are small and missing."""
-    return {name: build_victim(cfg, str(name), (embedded or {}).get(str(name))) for name in cfg.victims}
+def shared_data(cfg: DictConfig) -> AttackDataModule:
+    """The data of a config without attacks and victims, read when first asked for: data modules share its images."""
+    data: AttackDataModule = instantiate(cfg.data, _partial_=True)(mix=_clean_mix(), victims={})
+    return data
 
 
-def build_victim(cfg: DictConfig, name: str, embedded: Mapping[str, Any] | None = None) -> Victim:
-    """One of them; ``embedded`` is what a checkpoint holds of it."""
+def content(cfg: DictConfig, data: AttackDataModule) -> str:
+    """The fingerprint of the training images."""
+    if data.loaded or not cfg.data.get("download"):
+        return data.splits.train.fingerprint()
+    root = Path(cfg.victim_root)
+    root.mkdir(parents=True, exist_ok=True)
+    with FileLock(root / f"{cfg.data.name}.lock"):  # of several processes one fetches, and the others find it
+        return data.splits.train.fingerprint()
+
+
+def build_victims(
+    cfg: DictConfig, embedded: Mapping[str, Any] | None = None, data: AttackDataModule | None = None
+) -> dict[str, Victim]:
+    """The victims of a config: out of a checkpoint, from a file, or trained here if they are small and missing.
+
+    Args:
+        cfg: a finalised config.
+        embedded: victims stored in a checkpoint, by name.
+        data: the data of the config, where somebody has them already.
+    """
+    data = shared_data(cfg) if data is None else data
+    victims = {str(name): _victim(cfg, str(name), (embedded or {}).get(str(name)), data) for name in cfg.victims}
+    for victim in victims.values():
+        _warn_of_guessing(victim)
+    return victims
+
+
+def _victim(cfg: DictConfig, name: str, embedded: Mapping[str, Any] | None, data: AttackDataModule) -> Victim:
     spec, settings = cfg.victims[name], settings_of(cfg, name)
+    weights = spec.get("weights")
     state = (embedded or {}).get("state_dict")
-    if spec.weights == "builtin" or state is not None:
+    if weights == "builtin" or state is not None:
         accuracy = (embedded or {}).get("clean_accuracy")
         victim = Victim(instantiate(spec.backbone), clean_accuracy=accuracy, **settings)
         if state is not None:
             victim.load_state_dict(state)
+        victim.identity = (embedded or {}).get("identity")
         return victim
-    if spec.weights is not None:
-        return victim_files.load(spec.weights, instantiate(spec.backbone), **settings)
-    return victim_files.load(_trained_victim(cfg, name), num_classes=cfg.data.num_classes)
+    if weights is not None:
+        return victim_files.load(weights, instantiate(spec.backbone), **settings)
+    identity = victim_identity(cfg, name, content(cfg, data))
+    victim = victim_files.load(_trained_victim(cfg, name, identity, data), instantiate(spec.backbone), **settings)
+    victim.feature_layer = settings["feature_layer"]  # of the config; the file's is that of whoever trained it
+    victim.identity = identity
+    return victim
 
 
 def settings_of(cfg: DictConfig, name: str) -> dict[str, Any]:
     """What stands around the backbone of a victim."""
     spec = as_plain(cfg.victims[name])
     around = {k: v for k, v in spec.items() if k not in ("backbone", "weights", "training")}
-    return {"name": name, "num_classes": cfg.data.num_classes, **around}
+    return {"name": name, "num_classes": cfg.data.num_classes, "feature_layer": None, **around}
 
 
-def victim_file(cfg: DictConfig, name: str) -> Path:
+def _warn_of_guessing(victim: Victim) -> None:
+    """Every attack looks strong on a victim that has learnt nothing."""
+    accuracy, guess = victim.clean_accuracy, 1 / victim.num_classes
+    if accuracy is not None and accuracy <= 1.25 * guess:
+        console.print(
+            f"[yellow]Victim {victim.name} is right on {accuracy:.1%} of clean validation images, hardly better than "
+            f"guessing among {victim.num_classes} classes ({guess:.1%}): numbers about attacks on it say little.[/]"
+        )
+
+
+def victim_file(cfg: DictConfig, name: str, identity: str) -> Path:
     """Where a small victim that is trained here is kept."""
-    elsewhere = ("root", "download", "source", "num_workers", "eval_batch_size", "limit_test")  # change no victim
-    data = {k: v for k, v in as_plain(cfg.data).items() if k not in elsewhere}
-    identity = json.dumps([as_plain(cfg.victims[name]), data, as_plain(recipe_of(cfg, name))], sort_keys=True)
-    digest = hashlib.sha256(identity.encode()).hexdigest()[:10]
-    return Path(cfg.victim_root) / str(cfg.data.name) / f"{name}-{digest}.ckpt"
+    return Path(cfg.victim_root) / str(cfg.data.name) / f"{name}-{identity[:10]}.ckpt"
 
 
-def recipe_of(cfg: DictConfig, name: str) -> DictConfig:
-    """How a victim is trained here: its own ``training`` over that of all."""
-    return DictConfig(OmegaConf.merge(cfg.victim_training, cfg.victims[name].training))
-
-
-def _trained_victim(cfg: DictConfig, name: str) -> Path:
+def _trained_victim(cfg: DictConfig, name: str, identity: str, data: AttackDataModule) -> Path:
     """The file of a small victim; trains it under a lock if it is not there yet."""
-    path = victim_file(cfg, name)
+    path = victim_file(cfg, name, identity)
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
         if not path.exists():
             console.print(f"Training victim [bold]{name}[/] on {cfg.data.name} (kept in {path})")
-            _train_victim(cfg, name, recipe_of(cfg, name), path)
+            _train_victim(cfg, name, path, data)
     return path
 
 
-def _train_victim(cfg: DictConfig, name: str, recipe: DictConfig, path: Path) -> None:
-    L.seed_everything(recipe.seed, verbose=False)
-    classifier = make_classifier(cfg, name, recipe.classifier)
-    clean = AttackMix({"clean": Component(attack=None)})
-    data = instantiate(cfg.data, _partial_=True)(mix=clean, victims={name: classifier}, seed=recipe.seed)
+def _train_victim(cfg: DictConfig, name: str, path: Path, shared: AttackDataModule) -> None:
+    training = recipe(cfg, name)
+    L.seed_everything(training.seed, verbose=False)
+    classifier = make_classifier(cfg, name, training.classifier)
+    data = victim_data(cfg, name, {name: classifier}, shared)
     trainer = L.Trainer(
         accelerator=cfg.trainer.accelerator,
         devices=1,
         plugins=[LightningEnvironment()],  # a single process, also inside a torchrun or SLURM job
-        max_epochs=recipe.max_epochs,
+        max_epochs=training.max_epochs,
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
@@ -98,11 +133,43 @@ def _train_victim(cfg: DictConfig, name: str, recipe: DictConfig, path: Path) ->
         num_sanity_val_steps=0,
     )
     trainer.fit(classifier, datamodule=data)
+    if not all(bool(tensor.isfinite().all()) for tensor in classifier.parameters()):
+        raise ConfigError(f"Victim {name} has diverged; set a smaller victim_training.classifier.optimizer.lr.")
     part = path.with_suffix(".part")
     trainer.save_checkpoint(part, weights_only=True)
     os.replace(part, path)
     if classifier.clean_accuracy is not None:  # None without validation images
         console.print(f"  accuracy on clean validation images: {classifier.clean_accuracy:.1%}")
+
+
+def victim_data(
+    cfg: DictConfig, name: str, victims: Mapping[str, nn.Module], shared: AttackDataModule
+) -> AttackDataModule:
+    """The images that a victim is trained on, as its recipe says.
+
+    Raises:
+        ConfigError: a size of the recipe does not fit the images.
+    """
+    training = recipe(cfg, name)
+    try:
+        data: AttackDataModule = instantiate(cfg.data, _partial_=True)(
+            mix=_clean_mix(),
+            victims=victims,
+            seed=training.seed,
+            source=lambda: shared.splits,
+            **loader(training),
+        )
+        data.setup("fit")
+    except ValueError as error:  # of the data module, which takes its settings for those of `data`
+        of_recipe = re.sub(rf"\bdata\.({'|'.join(loader(training))})\b", r"victim_training.\1", str(error))
+        if of_recipe == str(error):
+            raise
+        raise ConfigError(f"Victim {name}: {of_recipe}") from error
+    return data
+
+
+def _clean_mix() -> AttackMix:
+    return AttackMix({"clean": Component(attack=None)})
 
 
 def make_classifier(cfg: DictConfig, name: str, node: DictConfig) -> Classifier:
@@ -113,7 +180,10 @@ def make_classifier(cfg: DictConfig, name: str, node: DictConfig) -> Classifier:
 
 
 def build(
-    cfg: DictConfig, embedded: Mapping[str, Any] | None = None, guides: Mapping[str, nn.Module] | None = None
+    cfg: DictConfig,
+    embedded: Mapping[str, Any] | None = None,
+    guides: Mapping[str, nn.Module] | None = None,
+    data: AttackDataModule | None = None,
 ) -> tuple[Method | Classifier, AttackDataModule]:
     """The method and the data module of a config.
 
@@ -121,7 +191,9 @@ def build(
         cfg: a finalised config.
         embedded: victims stored in a checkpoint, by name.
         guides: victims that the method was trained with, where they are not those to be attacked.
+        data: the data of the config, where somebody has them already.
     """
+    shared = shared_data(cfg) if data is None else data
     mix: AttackMix = instantiate(cfg.mix, seed=cfg.seed)
     if is_classifier(cfg):
         name = next(iter(cfg.victims))
@@ -129,13 +201,15 @@ def build(
         method: Method | Classifier = make_classifier(cfg, str(name), cfg.method)
         victims: Mapping[str, nn.Module] = {str(name): method}
     else:
-        victims = build_victims(cfg, embedded)
+        victims = build_victims(cfg, embedded, shared)
         # after the victims, so that the method starts the same whether they were trained or found
         L.seed_everything(cfg.seed, workers=True, verbose=False)
         method = instantiate(cfg.method, _partial_=True, _convert_="all")(victims=guides or victims)
     # as a partial, since Hydra would copy modules that are handed to it
-    data: AttackDataModule = instantiate(cfg.data, _partial_=True)(mix=mix, victims=victims, seed=cfg.seed)
-    return method, data
+    module: AttackDataModule = instantiate(cfg.data, _partial_=True)(
+        mix=mix, victims=victims, seed=cfg.seed, source=lambda: shared.splits
+    )
+    return method, module
 
 
 def is_classifier(cfg: DictConfig) -> bool:

@@ -10,7 +10,8 @@ import pydoc
 import re
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from fnmatch import fnmatch
 from fractions import Fraction
 from typing import Any, Literal
 
@@ -98,7 +99,7 @@ def check_arguments(plain: Any, path: str) -> None:
     """
     for where, node in _targets(plain, path):
         try:
-            parameters = parameters_of(node["_target_"])
+            parameters = parameters_of(str(node["_target_"]))
         except Exception as error:
             raise ConfigError(f"{where}._target_={node['_target_']} cannot be imported: {error}") from error
         if parameters is None:
@@ -152,8 +153,7 @@ def _check_kind(path: str, value: Any, parameter: inspect.Parameter) -> None:
     if not any(value == word and type(value) is type(word) for word in literals):
         words = [_KINDS[o][0] for o in plain if o is not type(None)] + [repr(word) for word in literals]
         hint = suggest(str(value), [str(word) for word in literals])
-        shown = "null" if value is None else repr(value)
-        raise ConfigError(f"{path} must be {' or '.join(words)}, got {shown}.{hint}")
+        raise ConfigError(f"{path} must be {' or '.join(words)}, got {_shown(value)}.{hint}")
 
 
 def _options(annotation: Any) -> Iterator[Any]:
@@ -173,23 +173,28 @@ def check_fields(cfg: DictConfig, trained: bool) -> None:
             group = "victim" if part == "victims" else part
             none = " (logger=none switches logging off)" if part == "logger" else ""
             raise ConfigError(f"The config has no {part}: leave its group in, give {group}=..., not ~{group}{none}.")
-    recipes = {"victim_training": cfg.victim_training}
+    check_recipe("victim_training", cfg.victim_training)
     for name, victim in cfg.victims.items():
+        _check_group(f"victims.{name}", victim)
         _check_names(f"victims.{name}", victim, _VICTIM)
-        recipes[f"victims.{name}.training"] = victim.get("training") or {}
-    for path, recipe in recipes.items():
-        _check_names(path, recipe, ("classifier", "max_epochs", "seed"))
-    _check_ranges(cfg, list(recipes))
-    trainer, logger = cfg.trainer, cfg.logger
-    if logger and logger.get("offline") and logger.get("log_model"):
-        raise ConfigError(
-            "logger.offline=true and logger.log_model=true exclude each other: wandb uploads online only."
-        )
+        check_recipe(f"victims.{name}.training", victim.get("training") or DictConfig({}), cfg.victim_training)
+    _check_values("", cfg, {"seed": _SEED})
+    _check_values("trainer", cfg.trainer, _TRAINER)
+    trainer = cfg.trainer
+    for name, logger in cfg.logger.items():
+        _check_group(f"logger.{name}", logger)
+        if logger.get("offline") and logger.get("log_model"):
+            raise ConfigError(
+                f"logger.{name}.offline=true and logger.{name}.log_model=true exclude each other: "
+                f"wandb uploads online only."
+            )
     if trainer.get("fast_dev_run"):
         raise ConfigError(
             f"trainer.fast_dev_run={trainer.fast_dev_run} writes no checkpoint; use trainer.limit_train_batches=2 "
             "trainer.max_epochs=1 instead."
         )
+    for name, component in (cfg.mix.get("components") or {}).items():
+        _check_group(f"mix.components.{name}", component)
     attacks = any(c.get("attack") and c.get("weight", 1) != 0 for c in (cfg.mix.get("components") or {}).values())
     mix, method = (f"{group}={cfg.get('choices', {}).get(group, '?')}" for group in ("mix", "method"))
     if not str(cfg.method._target_).endswith(".Classifier"):
@@ -227,39 +232,142 @@ def check_fields(cfg: DictConfig, trained: bool) -> None:
                 )
 
 
-_LEAST = {
-    "trainer.max_epochs": 1,
-    "trainer.log_every_n_steps": 1,
-    "trainer.accumulate_grad_batches": 1,
-    "trainer.check_val_every_n_epoch": 1,
-    "trainer.num_sanity_val_steps": -1,
-    "trainer.gradient_clip_val": 0,
+Rule = tuple[Callable[[Any], bool], str]  # a test of a value, and what it must be
+
+
+def _at_least(least: int) -> Rule:
+    """Of a number; what else a value may be is said by the annotation of the argument."""
+    return lambda value: not isinstance(value, (int, float)) or value >= least, f"at least {least}"
+
+
+_COUNT: Rule = (lambda value: type(value) is int and value >= 1, "a whole number of at least 1")
+_LIMIT: Rule = (lambda value: value is None or _COUNT[0](value), "a number of images, or null for all")
+_SEED: Rule = (lambda value: type(value) is int and 0 <= value < 2**32, "a whole number from 0 to 4294967295")
+# What a recipe of a victim may hold.
+_RECIPE: dict[str, Rule] = {
+    "classifier": (lambda value: value is not None, "a group of settings"),
+    "max_epochs": _COUNT,
+    "seed": _SEED,
+    "batch_size": _COUNT,
+    "val_size": (lambda value: isinstance(value, (int, float)) and value >= 0, "a share or number of images"),
+    "limit_train": _LIMIT,
+    "limit_val": _LIMIT,
 }
-_LAST_SEED = 2**32 - 1  # numpy takes no other
+# Numbers that Lightning does not look at before it uses them.
+_TRAINER: dict[str, Rule] = {
+    "max_epochs": _at_least(1),
+    "log_every_n_steps": _at_least(1),
+    "accumulate_grad_batches": _at_least(1),
+    "check_val_every_n_epoch": _at_least(1),
+    "num_sanity_val_steps": _at_least(-1),
+    "gradient_clip_val": _at_least(0),
+    "limit_train_batches": (lambda value: value != 0, "null or above 0"),
+}
 
 
-def _check_ranges(cfg: DictConfig, recipes: Sequence[str]) -> None:
-    """Numbers that nobody else looks at before they are used."""
-    limits: dict[str, tuple[float, float]] = {key: (least, math.inf) for key, least in _LEAST.items()}
-    for path in recipes:
-        limits |= {f"{path}.max_epochs": (1, math.inf), f"{path}.seed": (0, _LAST_SEED)}
-    limits["seed"] = (0, _LAST_SEED)
-    absent = object()
-    for key, (low, high) in limits.items():
-        value = OmegaConf.select(cfg, key, default=absent)
-        whole = not key.startswith("trainer.")  # whose numbers the Trainer's annotations describe
-        if value is absent or (not whole and not isinstance(value, (int, float))):
-            continue
-        if (whole and type(value) is not int) or not low <= value <= high:
-            shown = "null" if value is None else value
-            span = f"at least {low}" if high == math.inf else f"from {low} to {high}"
-            raise ConfigError(f"{key} must be {'a whole number, ' if whole else ''}{span}, got {shown}.")
-    if cfg.trainer.get("limit_train_batches") == 0:
-        raise ConfigError("trainer.limit_train_batches=0 trains nothing: it must be null or above 0.")
+def _check_values(path: str, node: DictConfig, rules: Mapping[str, Rule]) -> None:
+    for key, (fits, words) in rules.items():
+        if key in node and not fits(node[key]):
+            raise ConfigError(f"{f'{path}.{key}'.lstrip('.')} must be {words}, got {_shown(node[key])}.")
+
+
+def _shown(value: Any) -> str:
+    return "null" if value is None else repr(value)
+
+
+def check_recipe(path: str, node: DictConfig, whole: DictConfig | None = None) -> None:
+    """How a victim is to be trained: an untrained one would be kept and attacked for good.
+
+    Args:
+        path: of the node.
+        node: the recipe, or what differs from it.
+        whole: the recipe, if ``node`` is what differs.
+    """
+    _check_names(path, node, list(_RECIPE))
+    _check_values(path, node, _RECIPE)
+    if whole is not None and "classifier" in node:
+        merged = OmegaConf.merge(whole.classifier, node.classifier)
+        given, default, both = map(OmegaConf.to_container, (node.classifier, whole.classifier, merged))
+        check_types(given, default, f"{path}.classifier")
+        check_arguments(both, f"{path}.classifier")
+
+
+# What redlab sets itself, so that a value of the user's would be dropped: where to set it instead. A star is any name.
+_ELSEWHERE = {
+    "trainer.logger": "choose loggers with logger=csv, or logger=[csv,wandb]",
+    "trainer.default_root_dir": "hydra.run.dir=... is the folder of a run",
+    "trainer.limit_predict_batches": "a run predicts nothing, so leave it out",
+    "trainer.model_registry": "logger.wandb.log_model=true uploads checkpoints",
+    "data.mix": "choose one with mix=...",
+    "data.victims": "choose them with victim=[...]",
+    "data.seed": "it is seed=...",
+    "mix.seed": "it is seed=...",
+    "method.victims": "choose them with victim=[...]",
+    "logger.*.save_dir": "hydra.run.dir=... is the folder of a run",
+    "logger.csv.name": "the report looks for its curves under csv",
+    "logger.csv.version": "the report looks for its curves under csv/version_<number>",
+    "logger.csv.prefix": "the report looks for its curves by their names",
+    "logger.wandb.name": "it is name=...",
+    "logger.wandb.config": "it is the config of the run",
+    "logger.wandb.resume": "a run resumes by itself",
+    **dict.fromkeys(("logger.wandb.id", "logger.wandb.version"), "a run keeps its own in wandb_id.txt"),
+    "logger.wandb.dir": "hydra.run.dir=... is the folder of a run",
+}
+# What would take away from a run what it needs, or change nothing.
+_FIXED = {
+    "trainer.enable_checkpointing": (False, "a run is tested, and resumed, from its checkpoints"),
+    "trainer.barebones": (True, "it forbids the checkpoints and metrics that a run is about"),
+    "trainer.use_distributed_sampler": (True, "the data module gives each process its share by itself"),
+}
+_OF_VICTIM = ("backbone", "num_classes", "mean", "std", "input_size", "feature_layer", "name")
+
+
+def check_acts(cfg: DictConfig) -> None:
+    """Refuses what a user can write into a config but redlab would pass over.
+
+    Raises:
+        ConfigError: such a key is set; the message says where it can be set.
+    """
+    for key, remedy in _ELSEWHERE.items():
+        parent, leaf = key.rsplit(".", 1)
+        group, _, star = parent.partition(".")
+        node = cfg.get(group) or {}
+        for name in node if star == "*" else [star]:
+            if ((node.get(name) if name else node) or {}).get(leaf) is not None:
+                raise ConfigError(f"{'.'.join(filter(None, (group, name, leaf)))} has no effect here: {remedy}.")
+    for key, (value, reason) in _FIXED.items():
+        if OmegaConf.select(cfg, key) is value:
+            raise ConfigError(f"{key}={str(value).lower()} cannot be: {reason}.")
+    for path in ("method", "victim_training.classifier"):
+        node = OmegaConf.select(cfg, path) or {}
+        for leaf in _OF_VICTIM if str(node.get("_target_")).endswith(".Classifier") else ():
+            if leaf in node:
+                raise ConfigError(f"{path}.{leaf} has no effect here: set it at victims.<name>.{leaf}.")
+    callbacks = cfg.trainer.get("callbacks") or []
+    for callback in [callbacks] if isinstance(callbacks, DictConfig) else callbacks:
+        if not isinstance(callback, DictConfig) or "_target_" not in callback:
+            raise ConfigError(f"trainer.callbacks takes nodes such as [{{_target_: my.Callback}}], got {callback!r}.")
+    if "none" in (loggers := cfg.get("logger") or {}) and len(loggers) > 1:
+        raise ConfigError(f"logger=[{','.join(map(str, loggers))}]: none stands alone; leave it out, or the others.")
+
+
+def remedy_for(key: str) -> str | None:
+    """Where to set what redlab would pass over at this key; None of a key that counts."""
+    return next((remedy for pattern, remedy in _ELSEWHERE.items() if fnmatch(key, pattern)), None)
+
+
+def may_be_added(key: str) -> bool:
+    """Whether anything comes of adding an argument that no YAML lists."""
+    return key not in (*_FIXED, "trainer.fast_dev_run", "trainer.overfit_batches")
 
 
 _BUILT = ("data", "mix", "method", "trainer")
 _VICTIM = ("backbone", "mean", "std", "input_size", "feature_layer", "weights", "training")
+
+
+def _check_group(path: str, node: Any) -> None:
+    if not isinstance(node, DictConfig):
+        raise ConfigError(f"{path} must be a group of settings, got {_shown(node)}.")
 
 
 def _check_names(path: str, node: DictConfig, known: Sequence[str]) -> None:

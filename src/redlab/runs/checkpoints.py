@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 import redlab
+from redlab.attacks.mix import AttackMix
 from redlab.data import AttackDataModule
 from redlab.methods.base import Method
-from redlab.runs.build import build
+from redlab.runs.build import build, content
 from redlab.runs.check import ConfigError
 from redlab.runs.config import as_plain, finalise, leaves
 from redlab.runs.console import console
+from redlab.runs.identity import victim_identity
+from redlab.runs.trust import stored_config
 from redlab.victims import Victim, state_hash
 from redlab.victims.classifier import Classifier
+
+
+class RunCheckpoint(ModelCheckpoint):
+    """Writes ``best.ckpt`` or ``last.ckpt``; of a class of its own, so that a user's may have the same settings."""
 
 
 class RunRecord(Callback):
@@ -43,15 +52,16 @@ class RunRecord(Callback):
         }
         for name, victim in data.victims.items():
             if isinstance(victim, Victim):
-                record["victims"][name] = {"sha256": state_hash(victim), "clean_accuracy": victim.clean_accuracy}
-                if self.config["save_victims"] and self.config["victims"][name]["weights"] != "builtin":
+                facts = {"sha256": state_hash(victim), "clean_accuracy": victim.clean_accuracy}
+                record["victims"][name] = facts | {"identity": victim.identity}
+                if self.config["save_victims"] and self.config["victims"][name].get("weights") != "builtin":
                     record["victims"][name]["state_dict"] = victim.state_dict()
         checkpoint["redlab"] = record
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Corrects paths: in a folder that has moved, ModelCheckpoint would forget which checkpoint is the best."""
-        for state in checkpoint["callbacks"].values():
-            if "best_model_path" in state:
+        for name, state in checkpoint["callbacks"].items():
+            if name.startswith(RunCheckpoint.__name__):  # a user's own has another folder
                 folder = os.path.realpath(Path(trainer.default_root_dir) / "checkpoints")
                 here = {path: os.path.join(folder, os.path.basename(path)) for path in state["best_k_models"]}
                 state["best_k_models"] = {here[path]: score for path, score in state["best_k_models"].items()}
@@ -122,15 +132,36 @@ def resume_from(out: Path, cfg: DictConfig) -> Path | None:
     return None
 
 
-def own_victims(cfg: DictConfig, resume: Path | None) -> Mapping[str, Any] | None:
-    """The victims that a run to be resumed has in its checkpoint, if the config still asks for the same."""
-    if resume is None:
-        return None
-    record = read_checkpoint(resume)["redlab"]
-    before: dict[str, Any] = record["config"]
-    same = before["victims"] == as_plain(cfg.victims) and before["victim_training"] == as_plain(cfg.victim_training)
-    victims: Mapping[str, Any] = record["victims"]
-    return victims if same else None
+def own_victims(cfg: DictConfig, record: Mapping[str, Any], data: AttackDataModule | None) -> dict[str, Any]:
+    """The victims of a checkpoint's record that are those of a config, so that it need not load or train them.
+
+    Args:
+        cfg: a finalised config.
+        record: what `RunRecord` wrote, or nothing.
+        data: the data of ``cfg``; read only if they may be other data than those of the record. None while they are
+            still to be fetched, and so not known to be the same.
+    """
+    before = OmegaConf.create(record.get("config", {}))
+    own = {}
+    for name, entry in record.get("victims", {}).items():
+        if name not in cfg.victims:
+            continue
+        weights = cfg.victims[name].get("weights")
+        if before.victims[name].get("weights") != weights:
+            continue
+        if victim_identity(before, name, "") != victim_identity(cfg, name, ""):
+            continue
+        same_images = weights is not None or _source(before) == _source(cfg)
+        if same_images or (
+            data is not None and entry.get("identity") == victim_identity(cfg, name, content(cfg, data))
+        ):
+            own[name] = entry
+    return own
+
+
+def _source(cfg: DictConfig) -> dict[str, Any]:
+    """Which images a config asks for."""
+    return {key: value for key, value in as_plain(cfg.data.source).items() if key != "download"}
 
 
 def finished(cfg: DictConfig, out: Path, resume: Path) -> dict[str, float] | None:
@@ -140,6 +171,20 @@ def finished(cfg: DictConfig, out: Path, resume: Path) -> dict[str, float] | Non
         return None
     numbers: dict[str, float] = json.loads((out / "metrics.json").read_text())
     return numbers
+
+
+def best_score(out: Path) -> float | None:
+    """What the best checkpoint of a run folder scored on the validation images: the objective of a sweep.
+
+    None where there is no such checkpoint or number, for instance without validation images; no number stands for it.
+    """
+    path = out / "checkpoints" / "best.ckpt"
+    if not path.is_file():
+        return None
+    states = read_checkpoint(path)["callbacks"].items()
+    scores = [s["best_model_score"] for name, s in states if name.startswith(RunCheckpoint.__name__)]
+    known = [float(score) for score in scores if score is not None and math.isfinite(score)]
+    return known[0] if known else None
 
 
 def find_checkpoint(run: Path) -> Path:
@@ -152,15 +197,46 @@ def find_checkpoint(run: Path) -> Path:
     return run
 
 
-def load(run: str | Path) -> Method | Classifier:
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What a loaded method was made with, as its attribute ``run``.
+
+    A record and not modules of the method: it is in no state and no checkpoint, and ``method.to(device)`` moves of the
+    victims only those that the method itself holds.
+
+    Attributes:
+        config: resolved, as plain values.
+        victims: by name.
+        mix: its attacks.
+        data: the data module, for ``trainer.test(method, datamodule=method.run.data)`` and ``trainer.predict``.
+    """
+
+    config: Mapping[str, Any]
+    victims: Mapping[str, nn.Module]
+    mix: AttackMix
+    data: AttackDataModule
+
+
+def load(run: str | Path, *, allow: Sequence[str] = ()) -> Method | Classifier:
     """A trained method, in eval mode, from a run folder or a checkpoint; for notebooks.
 
-    Example: ``x_hat = redlab.load("outputs/...").restore(x_adv)``.
+    Example: ``x_hat = redlab.load("outputs/...").restore(x_adv)``. What it was made with is its ``run``, see `Run`.
+
+    Args:
+        run: the folder or the checkpoint.
+        allow: full names of your own classes and functions that the run was made with, such as
+            ``["my_module.MyMethod"]``: a file may name nothing else but what redlab offers.
+
+    Raises:
+        ConfigError: the checkpoint cannot be read, or names something that is not allowed.
     """
     path = find_checkpoint(Path(run))
     checkpoint = read_checkpoint(path)
-    method, _ = build(finalise(OmegaConf.create(checkpoint["redlab"]["config"])), checkpoint["redlab"]["victims"])
+    config = stored_config(path, checkpoint["redlab"]["config"], allow)
+    cfg = finalise(OmegaConf.create(config))
+    method, data = build(cfg, checkpoint["redlab"]["victims"])
     load_weights(method, path, checkpoint)
+    method.run = Run(config=as_plain(cfg), victims=data.victims, mix=data.mix, data=data)
     return method.eval()
 
 

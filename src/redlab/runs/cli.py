@@ -1,4 +1,4 @@
-"""The two commands. Errors end in one sentence and exit code 1; ``debug=true`` shows the traceback."""
+"""The commands. Errors end in one sentence and exit code 1; ``debug=true`` shows the traceback."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -18,33 +18,64 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from redlab.runs.check import ConfigError
+from redlab.runs.check import ConfigError, suggest
 from redlab.runs.config import check_words, compose, conf_dir, explain, finalise, parse, with_choices
+from redlab.runs.folders import about_to_make, first_process, fresh, path_of, take_away_unused, taken
 
 _EVALUATE_HELP = """\
 python evaluate.py run=<folder or checkpoint> [override ...]
 python evaluate.py study=<paper>/<table> [scale=smoke|small|paper] [seeds=[0,1]] [override ...]
 
 Overrides are those of train.py: mix=... data=... victim=... take another attack mix, data set or victim.
-Further keys: out=<folder> (where the numbers go), debug=true (full tracebacks).
+Further keys: out=<folder> (where the numbers go), debug=true (full tracebacks),
+allow=[my_module.MyMethod] (names that the checkpoint may use besides those of redlab).
 --dry-run checks all that can be checked, says what would be run, and stops.
 """
 
 
-def train() -> int:
-    """``python train.py``: composes, validates, trains, tests, reports."""
-    return _guarded(_train, sys.argv[1:])
+_HELP = """\
+redlab train [override ...]      trains a method, tests it, and writes numbers and a report into one folder
+redlab evaluate [override ...]   tests a run again, or makes a table or figure of a paper
+
+redlab train --help and redlab evaluate --help say more. In a checkout, train.py and evaluate.py are the same commands.
+"""
 
 
-def evaluate() -> int:
-    """``python evaluate.py``: tests a run, or makes a table or figure of a paper."""
-    return _guarded(_evaluate, sys.argv[1:])
+def main() -> int:
+    """``redlab train`` and ``redlab evaluate``, also as ``python -m redlab``."""
+    commands = {"train": train, "evaluate": evaluate}
+    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
+        print(_HELP)
+        return 0
+    name = sys.argv[1]
+    if name not in commands:
+        hint = suggest(name, list(commands))
+        print(f"error: redlab has no command {name!r}.{hint} See redlab --help.", file=sys.stderr)
+        return 1
+    return commands[name](1)
 
 
-def _train(argv: list[str]) -> None:
+def train(skip: int = 0) -> int:
+    """``python train.py``: composes, validates, trains, tests, reports.
+
+    Args:
+        skip: how many words of the command line choose the command.
+    """
+    return _guarded(lambda argv: _train(argv, skip), sys.argv[1 + skip :])
+
+
+def evaluate(skip: int = 0) -> int:
+    """``python evaluate.py``: tests a run, or makes a table or figure of a paper; ``skip`` as for `train`."""
+    return _guarded(_evaluate, sys.argv[1 + skip :])
+
+
+def _train(argv: list[str], skip: int) -> None:
     dry, argv = _DRY in argv, [word for word in argv if word != _DRY]
     check_words(argv)
-    words = sys.argv[1:] = _resume_arguments(argv)
+    before = list(sys.argv)
+    command = before[: 1 + skip]
+    words = _with_paths(_resume_arguments(argv))
+    sys.argv = [before[0], *words]
     # Hydra then raises instead of printing its own report, and _guarded says it in one sentence
     os.environ["HYDRA_FULL_ERROR"] = "1"
     failures: list[Exception] = []
@@ -52,7 +83,7 @@ def _train(argv: list[str]) -> None:
     def job(cfg: DictConfig) -> float | None:
         # an exception that reached Hydra would be reported twice, and would not stop a sweep that was told to stop
         try:
-            return _job(cfg, _folder(words) if dry else None)
+            return _job(cfg, command, _folder(words) if dry else None)
         except Exception as error:
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 if type(error).__name__ == "Stopped":
@@ -64,11 +95,15 @@ def _train(argv: list[str]) -> None:
             failures.append(error)
             return None
 
-    with ExitStack() as stack:
-        if dry:  # Hydra makes folders before it calls the job
-            nowhere = stack.enter_context(tempfile.TemporaryDirectory())
-            sys.argv[1:] = _into(nowhere, words)
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(job)()
+    try:
+        with ExitStack() as stack:
+            if dry:  # Hydra makes folders before it calls the job
+                nowhere = stack.enter_context(tempfile.TemporaryDirectory())
+                sys.argv[1:] = _into(nowhere, words)
+            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(job)()
+    finally:
+        sys.argv = before
+        take_away_unused()
     if failures:
         raise failures[0]
 
@@ -92,55 +127,113 @@ def _into(folder: str, words: list[str]) -> list[str]:
 
 def _folder(words: list[str]) -> Path:
     """Where a dry run would have written."""
-    given = [
-        word.split("=", 1)[1].strip("'\"") for word in words if word.startswith(("hydra.run.dir=", "hydra.sweep.dir="))
-    ]
-    return Path(given[-1] if given else "outputs/<date>/<time>_<method>_<data>")
+    given = [word.split("=", 1)[1] for word in words if word.startswith(("hydra.run.dir=", "hydra.sweep.dir="))]
+    return path_of(given[-1] if given else "outputs/<date>/<time>_<method>_<data>")
 
 
-def _job(cfg: DictConfig, dry: Path | None = None) -> float:
-    # imports torch and lightning, which --help and a misspelt key need not wait for
-    from redlab.runs.train import dry_run, train
-
+def _job(cfg: DictConfig, command: list[str], dry: Path | None = None) -> float | None:
+    """One run, or only what can be said of it before; ``dry`` is the folder that it would have."""
     settings = HydraConfig.get()
+    out, argv = Path(settings.runtime.output_dir), list(sys.argv)
+    words = list(settings.overrides.task)
+    check_words(words)
     if dry is not None:
-        dry_run(finalise(with_choices(cfg, settings.runtime.choices)), dry)
-        return 0.0
-    argv = list(sys.argv)
-    if settings.mode == RunMode.MULTIRUN:
-        _pin_children_to_this_job(settings)
-    try:
         final = finalise(with_choices(cfg, settings.runtime.choices))
-        metrics = train(final, Path(settings.runtime.output_dir))
-    finally:
-        sys.argv = argv
-    return metrics.get("test/restored_accuracy", metrics.get("test/clean_accuracy", 0.0))
+        from redlab.runs.train import dry_run
+
+        dry_run(final, dry)
+        return None
+    with taken(out):
+        final = finalise(with_choices(cfg, settings.runtime.choices))
+        # imports torch and lightning, which --help and a misspelt key need not wait for
+        from redlab.runs.checkpoints import best_score
+        from redlab.runs.train import train
+
+        _note_what_was_typed(cfg, settings, out)
+        _pin_children_to_this_job(settings, command)
+        try:
+            train(final, out)
+        finally:
+            sys.argv = argv
+        return best_score(out)
 
 
-def _pin_children_to_this_job(settings: Any) -> None:
-    """Makes Lightning's DDP children run this job of a sweep, not the whole sweep again."""
+def _note_what_was_typed(cfg: DictConfig, settings: Any, out: Path) -> None:
+    """Writes ``.hydra``, as Hydra would do before it is known whose folder it is; a run keeps what began it."""
+    if first_process() and not (out / "checkpoints").is_dir():
+        (out / ".hydra").mkdir(exist_ok=True)
+        OmegaConf.save(cfg, out / ".hydra" / "config.yaml")
+        OmegaConf.save(OmegaConf.create({"hydra": settings}), out / ".hydra" / "hydra.yaml")
+        OmegaConf.save(settings.overrides.task, out / ".hydra" / "overrides.yaml")
+
+
+def _pin_children_to_this_job(settings: Any, command: list[str]) -> None:
+    """Makes Lightning's DDP children run this job: the same command and folder, not the whole sweep again."""
     config: Any = HydraConfig.instance().cfg
     OmegaConf.set_readonly(config.hydra, False)
     config.hydra.run.dir = settings.runtime.output_dir
     OmegaConf.set_readonly(config.hydra, True)
-    sys.argv[1:] = [*settings.overrides.task, "hydra.mode=RUN"]
+    words = [*settings.overrides.task, "hydra.mode=RUN"] if settings.mode == RunMode.MULTIRUN else sys.argv[1:]
+    sys.argv = [*command, *words]
 
 
 def _resume_arguments(argv: list[str]) -> list[str]:
     """``resume=<folder>`` stands for the folder's own overrides and the same output folder."""
     resume = [a for a in argv if a.startswith("resume=")]
+    allow = [a for a in argv if a.startswith("allow=")]
     if not resume:
-        into = [a.removeprefix("hydra.run.dir=").strip("'\"") for a in argv if a.startswith("hydra.run.dir=")]
-        again = bool(into) and Path(into[-1], ".hydra", "overrides.yaml").is_file()
-        return [*argv, "hydra.output_subdir=null"] if again else argv  # see below
-    folder = Path(resume[-1].removeprefix("resume="))
+        if allow:
+            raise ConfigError(f"{allow[0]} goes with resume=<folder>; what is typed needs no leave.")
+        return argv
+    folder = path_of(resume[-1].removeprefix("resume="))
+    if folder.is_file():
+        raise ConfigError(f"resume={folder} is a file; give the folder of the run: resume={folder.parent.parent}")
     stored = folder / ".hydra" / "overrides.yaml"
     if not stored.is_file():
         raise ConfigError(f"resume={folder}: no run in that folder (.hydra/overrides.yaml is missing).")
-    words = {_key(word): word for word in [*OmegaConf.load(stored), *(a for a in argv if a not in resume)]}
-    quoted = str(folder).replace("'", "\\'")  # a path may hold characters that mean something to Hydra
-    # without output_subdir, what was typed at first stays as it is, also if this resume turns out to be a mistake
-    return [*words.values(), f"hydra.run.dir='{quoted}'", "hydra.output_subdir=null"]
+    from redlab.runs.trust import stored_words
+
+    typed = {_key(word): word for word in argv if word not in resume and word not in allow}
+    # without resolving, since a word may hold an interpolation
+    held = OmegaConf.to_container(OmegaConf.load(stored), resolve=False)
+    held = [word for word in held or () if not (isinstance(word, str) and _key(word) in typed)]
+    held = stored_words(stored, held, [name for word in parse(allow) for name in _names(word.value())])
+    words = {_key(word): word for word in held}
+    words |= _absolute_paths(folder, words, typed) | typed
+    return [*words.values(), f"hydra.run.dir={folder}"]
+
+
+def _absolute_paths(folder: Path, words: Mapping[str, str], typed: Mapping[str, str]) -> dict[str, str]:
+    """The paths of a run to be resumed, which may have been relative to another folder than this."""
+    config = folder / "config.yaml"
+    plain = OmegaConf.load(config) if config.is_file() else OmegaConf.create()
+    keys = ["victim_root", *([] if "data" in typed else ["data.root"]), *(k for k in words if k.endswith(".weights"))]
+    found = {key: OmegaConf.select(plain, key) for key in keys}
+    return {key: f"{key}={_quoted(value)}" for key, value in found.items() if isinstance(value, str)}
+
+
+def _with_paths(words: list[str]) -> list[str]:
+    """The folders among the words, as Hydra takes them; what is not there yet will have been made by this process."""
+    result = []
+    for word in words:
+        key, _, value = word.partition("=")
+        if key in ("hydra.run.dir", "hydra.sweep.dir") and value:
+            folder = path_of(value)
+            if key == "hydra.run.dir" and "${" not in value:
+                about_to_make(folder)
+            word = f"{key}={_quoted(str(folder))}"
+        result.append(word)
+    return result
+
+
+def _quoted(text: str) -> str:
+    """As a value for Hydra, to which some characters of paths mean something."""
+    return "'" + text.replace("'", "\\'") + "'"
+
+
+def _names(value: Any) -> list[str]:
+    """``allow=`` takes one name or a list of them."""
+    return [str(name) for name in (value if isinstance(value, list) else [value])]
 
 
 def _key(word: str) -> str:
@@ -151,14 +244,18 @@ def _evaluate(argv: list[str]) -> None:
     if not argv or {"-h", "--help"} & set(argv):
         print(_EVALUATE_HELP)
         return
-    own: dict[str, Any] = {"run": None, "study": None, "scale": "small", "seeds": [0], "out": None, "debug": False}
+    own: dict[str, Any] = {"run": None, "out": None, "allow": [], "debug": False}
+    own |= {"study": None, "scale": "small", "seeds": [0]}
     overrides = []
     dry, argv = _DRY in argv, [word for word in argv if word != _DRY]
-    for word in parse(argv):
-        if word.get_key_element() in own:
-            own[word.get_key_element()] = word.value()
+    for word in argv:
+        key, _, text = word.partition("=")
+        if key in ("run", "out") and text:
+            own[key] = path_of(text)
+        elif key in own:
+            (own[key],) = (override.value() for override in parse([word]))
         else:
-            overrides.append(str(word.input_line))
+            overrides += [str(override.input_line) for override in parse([word])]
     if (own["run"] is None) == (own["study"] is None):
         raise ConfigError("Give run=<folder or checkpoint> or study=<paper>/<table>.")
     if own["run"] is not None:
@@ -168,7 +265,12 @@ def _evaluate(argv: list[str]) -> None:
         for key in ("scale", "seeds"):
             if any(word.startswith(f"{key}=") for word in argv):
                 raise ConfigError(f"{key}={own[key]} goes with study=..., not with run=...: leave it out.")
-        evaluate(Path(str(own["run"])), overrides, Path(str(own["out"] or f"outputs/{stamp}_evaluate")), dry=dry)
+        usual = f"outputs/{stamp}_evaluate"
+        try:
+            out = own["out"] or Path(usual if dry else fresh(usual))
+            evaluate(own["run"], overrides, out, _names(own["allow"]), dry=dry)
+        finally:
+            take_away_unused()
     else:
         seeds = own["seeds"] if isinstance(own["seeds"], list) else [own["seeds"]]
         if not seeds or not all(type(seed) is int and 0 <= seed < 2**32 for seed in seeds):
@@ -177,7 +279,7 @@ def _evaluate(argv: list[str]) -> None:
             raise ConfigError(f"seeds={seeds} names a seed twice, which would count as two: give each once.")
         from redlab.runs.lab import study
 
-        study(str(own["study"]), str(own["scale"]), seeds, overrides, Path(str(own["out"] or "results")), dry=dry)
+        study(str(own["study"]), str(own["scale"]), seeds, overrides, own["out"] or Path("results"), dry=dry)
 
 
 def _guarded(command: Callable[[list[str]], None], argv: Sequence[str]) -> int:

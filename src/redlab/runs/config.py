@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,15 +20,26 @@ from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseExceptio
 
 from redlab.runs.check import (
     ConfigError,
+    check_acts,
     check_arguments,
     check_fields,
     check_finite,
     check_types,
+    may_be_added,
     numbers,
     parameters_of,
+    remedy_for,
     suggest,
     unknown_key,
 )
+from redlab.runs.folders import fresh
+
+# `${fresh:name}` in conf/train.yaml: a folder that no other job has, the same one wherever a config is asked again
+OmegaConf.register_new_resolver("fresh", fresh, use_cache=True, replace=True)
+# `${max:32,${data.image_size}}` in conf/victim: the largest number; what is none is refused where it stands
+OmegaConf.register_new_resolver("max", lambda *of: max(n for n in of if isinstance(n, (int, float))), replace=True)
+
+_LISTS = {"victim": "victims", "logger": "logger"}  # groups that take several options, and where these stand
 
 
 def conf_dir() -> Path:
@@ -67,9 +79,10 @@ def with_choices(cfg: DictConfig, choices: Any) -> DictConfig:
             if chosen[group] != _default_option(group, chosen):
                 raise ConfigError(_no_option(group, chosen[group]))
             del chosen[group]
-    if "victim" not in chosen:  # Hydra keeps no record of a list of options
-        several = [str(name) for name in cfg.get("victims") or () if name in _options("victim")]
-        chosen |= {"victim": several} if several else {}
+    for group, place in _LISTS.items():
+        if group not in chosen:  # Hydra keeps no record of a list of options
+            several = [str(name) for name in cfg.get(place) or () if name in _options(group)]
+            chosen |= {group: several} if several else {}
     known = [*_groups(), "victims", *_root_config()]
     for key in cfg:
         if str(key) not in known and "local" not in chosen:
@@ -78,6 +91,35 @@ def with_choices(cfg: DictConfig, choices: Any) -> DictConfig:
         cfg.choices = chosen
         cfg.pop("hydra", None)
     return cfg
+
+
+def check_words(words: Sequence[str]) -> None:
+    """What Hydra says without a name, or not at all: null for an option, no option, or one option twice.
+
+    Raises:
+        ConfigError: one of these.
+    """
+    for word in words:
+        group, _, value = word.lstrip("+").partition("=")
+        if group not in _groups() or group == word:
+            continue
+        if value in ("null", ""):
+            known = _options(group)
+            instead = f"{group}=none" if "none" in known else f"~{group}" if group in _OPTIONAL else None
+            advice = f"{instead} leaves it out" if instead else f"it must be one of {', '.join(known)}"
+            raise ConfigError(f"{word}: a group takes the name of an option, not null; {advice}.")
+        if value == "[]":
+            raise ConfigError(f"{word} is empty: give at least one of {', '.join(_options(group))}.")
+        try:
+            names = OverridesParser.create().parse_override(word).value() if group in _LISTS else None
+        except HydraException:
+            continue  # said elsewhere, with all that is known there
+        twice = [name for name in names if names.count(name) > 1] if isinstance(names, list) else []
+        if twice:
+            raise ConfigError(
+                f"{word} names {twice[0]} twice, and there can be one of a name: leave one out, or copy "
+                f"conf/{group}/{twice[0]}.yaml to a file, and a `@package`, of another name."
+            )
 
 
 def finalise(cfg: DictConfig, *, trained: bool = False) -> DictConfig:
@@ -99,13 +141,13 @@ def finalise(cfg: DictConfig, *, trained: bool = False) -> DictConfig:
         key = getattr(error, "full_key", None)
         value = dict(leaves(OmegaConf.to_container(cfg, resolve=False))).get(str(key))
         raise ConfigError(explain(error, [f"{key}={value}"])) from error
-    final: DictConfig = OmegaConf.create(plain)
-    default = numbers(OmegaConf.to_container(defaults(final), resolve=False))
-    check_types(plain, default, "")
+    check_types(plain, numbers(OmegaConf.to_container(defaults(cfg), resolve=False)), "")
     check_finite(plain)
+    _absolute(plain)
+    final: DictConfig = OmegaConf.create(plain)
     check_fields(final, trained)
+    check_acts(final)
     check_arguments(plain, "")
-    _check_input_sizes(final, default)
     return final
 
 
@@ -118,35 +160,14 @@ def defaults(cfg: DictConfig) -> DictConfig:
         return OmegaConf.create({})
 
 
-def _check_input_sizes(cfg: DictConfig, default: dict[str, Any]) -> None:
-    """One that is set must pad the images; an architecture's own may be the least that it needs, below the images'."""
-    for name, victim in cfg.victims.items():
-        size, usual = victim.get("input_size"), default.get("victims", {}).get(name, {}).get("input_size")
-        images = cfg.data.get("image_size") or 0
-        if size is not None and size != usual and size < images:
-            raise ConfigError(
-                f"victims.{name}.input_size={size} is smaller than the images of {images} pixels, which are padded up "
-                f"to it and never shrunk: it must be at least {images}, or null."
-            )
-
-
-def check_words(overrides: Sequence[str]) -> None:
-    """What Hydra says without a name: null for an option, or no option at all.
-
-    Raises:
-        ConfigError: one of these.
-    """
-    for word in overrides:
-        group, _, value = word.lstrip("+").partition("=")
-        if group not in _groups() or group == word:
-            continue
-        if value in ("null", ""):
-            known = _options(group)
-            instead = f"{group}=none" if "none" in known else f"~{group}" if group in _OPTIONAL else None
-            advice = f"{instead} leaves it out" if instead else f"it must be one of {', '.join(known)}"
-            raise ConfigError(f"{word}: a group takes the name of an option, not null; {advice}.")
-        if value == "[]":
-            raise ConfigError(f"{word} is empty: give at least one of {', '.join(_options(group))}.")
+def _absolute(plain: dict[str, Any]) -> None:
+    """Makes paths absolute, with ``~`` as the home folder: what is stored must mean the same from any other folder."""
+    data = plain.get("data") or {}
+    victims = plain.get("victims") or {}
+    places = [(plain, "victim_root"), (data, "root"), (data.get("source"), "root")]
+    for node, key in [*places, *((victim, "weights") for victim in victims.values())]:
+        if isinstance(node, dict) and isinstance(node.get(key), str) and node[key] != "builtin":
+            node[key] = os.path.abspath(os.path.expanduser(node[key]))
 
 
 def override_stored(stored: dict[str, Any], overrides: Sequence[str]) -> DictConfig:
@@ -159,6 +180,10 @@ def override_stored(stored: dict[str, Any], overrides: Sequence[str]) -> DictCon
         ConfigError: an override is unknown, or would change what the checkpoint was trained as.
     """
     cfg = OmegaConf.create(stored)
+    source = OmegaConf.select(cfg, "data.source")
+    for key in ("root", "download"):  # written out in what is stored, where conf/data refers to them
+        if isinstance(source, DictConfig) and key in source and source[key] == cfg.data.get(key):
+            source[key] = f"${{..{key}}}"
     parsed = parse(overrides)
     choices = dict(stored.get("choices", {}))
     fixed = {"method", "experiment", "victim_training"}
@@ -175,7 +200,7 @@ def override_stored(stored: dict[str, Any], overrides: Sequence[str]) -> DictCon
         bases = {k: v for k, v in choices.items() if k in _groups() and k not in ("experiment", "local")}
         fresh = compose([f"{k}={_group_value(v)}" for k, v in bases.items()] + ["~experiment"])
         for group in chosen:
-            key = "victims" if group == "victim" else group
+            key = _LISTS.get(group, group)
             cfg[key] = OmegaConf.create(OmegaConf.to_container(fresh[key], resolve=False))
         if "victim" not in chosen and "data" in chosen:
             cfg.victims = OmegaConf.create(OmegaConf.to_container(fresh.victims, resolve=False))
@@ -183,9 +208,12 @@ def override_stored(stored: dict[str, Any], overrides: Sequence[str]) -> DictCon
         key = override.key_or_group
         if key in chosen:
             continue
-        if key not in _keys(cfg) and not override.is_add():
+        if key not in (known := _keys(cfg)) and not override.is_add():
             raise ConfigError(_unknown(key, cfg, overrides))
         OmegaConf.update(cfg, key, override.value(), force_add=True)
+        of_source = key.replace("data.", "data.source.", 1)  # which refers to it in the YAML, but is resolved here
+        if key.startswith("data.") and of_source in known and of_source not in {o.key_or_group for o in parsed}:
+            OmegaConf.update(cfg, of_source, override.value())
     cfg.choices = choices
     return finalise(cfg, trained=True)
 
@@ -290,19 +318,15 @@ def _composed_for(overrides: Sequence[str]) -> DictConfig:
         return compose()
 
 
-_NOT_TO_ADD = {"data.mix", "data.victims", "data.seed", "mix.seed"}
-_NOT_TO_ADD |= {f"trainer.{k}" for k in ("logger", "default_root_dir", "enable_checkpointing", "barebones")}
-_NOT_TO_ADD |= {f"trainer.{k}" for k in ("fast_dev_run", "overfit_batches")}
-"""Arguments that the run itself gives, or that are refused, so that nobody should be told to add them."""
-
-
 def _unknown(key: str, cfg: DictConfig, overrides: Sequence[str]) -> str:
     """The sentence about an unknown key, which may be an argument that the YAML does not list."""
+    if remedy := remedy_for(key):
+        return f"{key} has no effect here: {remedy}."
     known = [*_keys(cfg), *_groups()]
     parent, _, leaf = key.rpartition(".")
     target = OmegaConf.select(cfg, f"{parent}._target_") if parent else None
     misspelt = difflib.get_close_matches(key, known, n=1, cutoff=0.95)  # then nothing slow need be imported
-    if target and not misspelt and key not in _NOT_TO_ADD and leaf in (parameters_of(target) or ()):
+    if target and not misspelt and may_be_added(key) and leaf in (parameters_of(target) or ()):
         typed = [w.split("=", 1)[1] for w in overrides if w.lstrip("+").startswith(f"{key}=")]
         value = typed[-1] if typed else "..."
         return f"Unknown key {key!r} in the config, but {target} takes it: add it with +{key}={value}."

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from hydra.utils import instantiate
 from lightning import LightningModule
 from omegaconf import DictConfig
@@ -25,48 +28,58 @@ from redlab.attacks.mix import AttackMix
 from redlab.batch import CLEAN, Restorer
 from redlab.data import AttackDataModule
 from redlab.runs.blame import attempt
-from redlab.runs.build import build_victim, is_classifier, make_classifier, recipe_of, settings_of, victim_file
+from redlab.runs.build import content, is_classifier, make_classifier, settings_of, victim_data, victim_file
 from redlab.runs.check import ConfigError
+from redlab.runs.checkpoints import own_victims
+from redlab.runs.identity import recipe, victim_identity
+from redlab.runs.loggers import check_packages
+from redlab.runs.trainer import make_trainer
+from redlab.victims import load
 from redlab.victims.victim import ImageClassifier
 
 _MAX_EPOCHS = 1000  # of a schedule that is tried out
 
 
 def rehearse(
-    cfg: DictConfig, *, trained: DictConfig | None = None, embedded: Mapping[str, Any] | None = None
-) -> dict[str, str]:
+    cfg: DictConfig, *, record: Mapping[str, Any] | None = None, trained: DictConfig | None = None
+) -> tuple[dict[str, str], AttackDataModule | None]:
     """Builds everything, trains and writes nothing, and says what would be run.
 
     Args:
         cfg: a finalised config.
+        record: what a checkpoint holds of the run that it is of.
         trained: for an evaluation, the config that the method was trained with.
-        embedded: victims stored in a checkpoint, by name.
 
     Returns:
-        Lines of a summary, by their titles.
+        Lines of a summary, by their titles; and the data, for the run to use, or None if they are still to be fetched.
 
     Raises:
         ConfigError: a value that something refuses: one sentence with the key, the value and what it may be.
+        ImportError: a logger needs a package that is not there.
     """
     deterministic = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     benchmark = torch.backends.cudnn.benchmark
-    stored = {name for name, record in (embedded or {}).items() if record.get("state_dict") is not None}
     try:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what is to be said is said when it counts
-            return _rehearse(cfg, trained, stored)
+            return _rehearse(cfg, record or {}, trained)
     finally:  # a Trainer sets these for the whole process
         torch.use_deterministic_algorithms(deterministic[0], warn_only=deterministic[1])
         torch.backends.cudnn.benchmark = benchmark
 
 
-def _rehearse(cfg: DictConfig, trained: DictConfig | None, stored: set[str]) -> dict[str, str]:
-    world = attempt(cfg, "trainer", _world_size)
+def _rehearse(
+    cfg: DictConfig, record: Mapping[str, Any], trained: DictConfig | None
+) -> tuple[dict[str, str], AttackDataModule | None]:
+    check_packages(cfg)
+    world = attempt(cfg, "trainer", lambda c: _world_size(c, testing=trained is not None))
     mix = attempt(cfg, "mix", _mix)
     data = attempt(cfg, "data", lambda c: _data(c, mix, training=trained is None))
+    own = own_victims(cfg, record, data)
+    stored = {name for name, entry in own.items() if entry.get("state_dict") is not None}
     victims, origins = {}, {}
     for name in map(str, cfg.victims):
-        victims[name], origins[f"victim {name}"] = _known_victim(cfg, name, name in stored)
+        victims[name], origins[f"victim {name}"] = _known_victim(cfg, name, name in stored, data)
     if trained is None:
         method = attempt(cfg, "method", lambda c: _method(c, victims))
         attempt(cfg, "trainer", lambda c: _limits(c, mix, data))
@@ -75,20 +88,21 @@ def _rehearse(cfg: DictConfig, trained: DictConfig | None, stored: set[str]) -> 
     attempt(cfg, "mix", lambda c: _fits(instantiate(c.mix, seed=c.seed), method, victims))
     epochs = f", {cfg.trainer.max_epochs} epochs of {_limits(cfg, mix, data)} steps" if trained is None and data else ""
     sizes = {part: len(rows) for part, rows in data.indices.items()} if data else {}
-    return {
+    plan = {
         "method": f"{cfg.choices.method}{epochs}",
         "data": f"{cfg.data.name}: " + (", ".join(f"{n} {part}" for part, n in sizes.items()) or "to be downloaded"),
         **origins,
         "mix": f"{cfg.choices.mix}: {', '.join(mix.names)}; {len(mix.cells(victims))} cells of attack and victim",
         "trainer": f"{cfg.trainer.accelerator}, {world} process{'es' * (world > 1)}, precision {cfg.trainer.precision}",
     }
+    return plan, data
 
 
 # ---- the parts, as a run makes them ---------------------------------------------------------------------------------
 
 
-def _world_size(cfg: DictConfig) -> int:
-    world: int = instantiate(cfg.trainer, logger=False, enable_checkpointing=False).world_size
+def _world_size(cfg: DictConfig, *, testing: bool) -> int:
+    world = make_trainer(cfg, Path(), [], [], testing=testing).world_size
     if cfg.data.batch_size % world:
         more = -(-cfg.data.batch_size // world) * world
         raise ConfigError(
@@ -112,15 +126,17 @@ def _mix(cfg: DictConfig) -> AttackMix:
 
 
 def _data(cfg: DictConfig, mix: AttackMix, *, training: bool) -> AttackDataModule | None:
-    """The data, read but not looked through; None where the files are still to be downloaded."""
+    """The data, read but not every image looked at; None where the files are still to be downloaded."""
     node = cfg.data.copy()
     for part in (node, node.source):
         if part.get("download"):
             part.download = False
     victims = {str(name): nn.Identity() for name in cfg.victims}
     data: AttackDataModule = instantiate(node, _partial_=True)(mix=mix, victims=victims, seed=cfg.seed)
+    fetching = Path(cfg.victim_root) / f"{cfg.data.name}.lock"  # another process may be at it, see build.content
     try:
-        data.setup_data()
+        with FileLock(fetching) if fetching.exists() else nullcontext():
+            data.setup_data()
     except FileNotFoundError:
         if cfg.data.get("download"):
             return None
@@ -166,30 +182,32 @@ def _limits(cfg: DictConfig, mix: AttackMix, data: AttackDataModule | None) -> i
     return steps
 
 
-def _known_victim(cfg: DictConfig, name: str, stored: bool) -> tuple[nn.Module, str]:
+def _known_victim(cfg: DictConfig, name: str, stored: bool, data: AttackDataModule | None) -> tuple[nn.Module, str]:
     """A stand-in, and where the victim will come from."""
     net: nn.Module = attempt(cfg, f"victims.{name}", lambda c: _victim(c, name, stored))
-    weights = cfg.victims[name].weights
+    weights = cfg.victims[name].get("weights")
     if is_classifier(cfg):
         return net, "trained by this run" if name == next(iter(cfg.victims)) else "not used"
     if stored:
         return net, "in the checkpoint"
     if weights is not None:
         return net, "comes with its weights" if weights == "builtin" else f"in {weights}"
-    attempt(cfg, "victim_training", lambda c: _recipe(c, name))
-    file = victim_file(cfg, name)
-    if file.exists():
-        return net, f"found, {file}"
-    if any(place.exists() and not place.is_dir() for place in file.parents):
+    attempt(cfg, "victim_training", lambda c: _recipe(c, name, data))
+    root = Path(cfg.victim_root) / str(cfg.data.name)
+    if any(place.exists() and not place.is_dir() for place in (root, *root.parents)):
         raise ConfigError(f"victim_root={cfg.victim_root} must be a folder, or none yet: a file is in the way.")
-    return net, f"to be trained, {recipe_of(cfg, name).max_epochs} epochs"
+    if data is not None:
+        file = victim_file(cfg, name, victim_identity(cfg, name, content(cfg, data)))
+        if file.exists():
+            return net, f"found, {file}"
+    return net, f"to be trained{'' if data else ' or found'}, {recipe(cfg, name).max_epochs} epochs"
 
 
 def _victim(cfg: DictConfig, name: str, stored: bool) -> nn.Module:
     """A victim of the right shapes; where the weights are in a file, the victim itself."""
     spec, device = cfg.victims[name], _device(cfg, name)
-    if spec.weights not in (None, "builtin") and not stored:
-        net: ImageClassifier = build_victim(cfg, name)
+    if spec.get("weights") not in (None, "builtin") and not stored:
+        net: ImageClassifier = load(spec.weights, instantiate(spec.backbone), **settings_of(cfg, name))
         device = "cpu"
     else:
         with torch.device(device):
@@ -218,11 +236,13 @@ def _answer(module: nn.Module, function: Callable[[Tensor], Tensor], image: Tens
         raise ValueError(f"{name} cannot take an image of {shape}: {error}") from error
 
 
-def _recipe(cfg: DictConfig, name: str) -> None:
-    recipe = recipe_of(cfg, name)
+def _recipe(cfg: DictConfig, name: str, data: AttackDataModule | None) -> None:
+    training = recipe(cfg, name)
     with torch.device(_device(cfg, name)):
-        classifier = make_classifier(cfg, name, recipe.classifier)
-    _try_schedules(classifier.configure_optimizers(), recipe.max_epochs, watched=cfg.data.val_size > 0)
+        classifier = make_classifier(cfg, name, training.classifier)
+    if data is not None:
+        victim_data(cfg, name, {}, data)
+    _try_schedules(classifier.configure_optimizers(), training.max_epochs, watched=training.val_size > 0)
 
 
 def _method(cfg: DictConfig, victims: Mapping[str, nn.Module]) -> LightningModule:

@@ -51,7 +51,7 @@ def study(
     filter_known_warnings()
     for column in paper_study.runs:
         cfg = finalise(compose(paper_study.overrides(column, scale, overrides)))
-        plan = rehearse(cfg)
+        plan, _ = rehearse(cfg)
         if dry:
             show_plan({"column": f"{column}, seeds {', '.join(map(str, seeds))}"} | plan)
     if dry:
@@ -77,7 +77,8 @@ def study(
 def train_or_find(overrides: Sequence[str]) -> dict[str, float]:
     """The numbers of a run: read where it is finished under ``outputs/runs``, else trained (or resumed) there."""
     cfg = finalise(compose(overrides))
-    relevant = {k: v for k, v in as_plain(cfg).items() if k not in ("name", "logger", "debug", "choices")}
+    elsewhere = ("name", "logger", "debug", "choices", "victim_root")  # change no number
+    relevant = {k: v for k, v in as_plain(cfg).items() if k not in elsewhere}
     key = hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:10]
     out = Path("outputs/runs") / f"{cfg.choices.method}_{cfg.data.name}_seed{cfg.seed}_{key}"
     if (out / "metrics.json").is_file():

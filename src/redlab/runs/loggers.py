@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import os
 import subprocess
 from pathlib import Path
@@ -15,24 +16,41 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig
 
+from redlab.extras import require
 from redlab.runs.config import as_plain
 
 
+def check_packages(cfg: DictConfig) -> None:
+    """Looks for what the loggers need before anything is trained.
+
+    Raises:
+        ImportError: it is missing; the message says how to install it.
+    """
+    if "tensorboard" in (cfg.get("logger") or {}):
+        require("tensorboard", "tensorboard")
+
+
 def make_loggers(cfg: DictConfig, out: Path) -> list[Logger]:
-    """The logger of a run, writing into its folder."""
-    if not cfg.logger or not cfg.logger.get("_target_"):
-        return []
-    extra: dict[str, Any] = {"save_dir": str(out)}
-    if str(cfg.logger._target_).endswith("WandbLogger"):
+    """The loggers of a run, all writing into its folder."""
+    nodes = (cfg.get("logger") or {}).values()
+    return [_make(node, cfg, out) for node in nodes if node.get("_target_")]
+
+
+def _make(node: DictConfig, cfg: DictConfig, out: Path) -> Logger:
+    # as a partial, since `config` is also the name of an argument of instantiate
+    partial = instantiate(node, _partial_=True, _convert_="all")
+    extra: dict[str, Any] = {"save_dir": str(out)} if "save_dir" in inspect.signature(partial).parameters else {}
+    if str(node._target_).endswith("CSVLogger"):
+        extra["name"] = "csv"  # where the report looks for its curves
+    if str(node._target_).endswith("WandbLogger"):
         # one id per folder, so that a resumed run goes on in the same dashboard
         file = out / "wandb_id.txt"
         run_id = file.read_text().strip() if file.exists() else hashlib.sha256(os.urandom(16)).hexdigest()[:8]
         if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
             file.write_text(run_id)
         extra |= {"id": run_id, "resume": "allow", "name": cfg.name or out.name, "config": as_plain(cfg)}
-    # as a partial, since `config` is also the name of an argument of instantiate
-    logger: Logger = instantiate(cfg.logger, _partial_=True, _convert_="all")(**extra)
-    return [logger]
+    logger: Logger = partial(**extra)
+    return logger
 
 
 def close(trainer: L.Trainer, loggers: list[Logger], *, failed: bool) -> None:

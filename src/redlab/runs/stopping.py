@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import threading
 from pathlib import Path
@@ -45,7 +46,8 @@ class StopOnSignal(Callback):
             raise Stopped("Stopped before there was anything to keep.")
         if save:
             trainer.save_checkpoint(self.last)
-        raise Stopped(f"Stopped at step {trainer.global_step}. To go on: python train.py resume={self.last.parents[1]}")
+        word = shlex.quote(f"resume={self.last.parents[1]}")
+        raise Stopped(f"Stopped at step {trainer.global_step}. To go on: redlab train {word}")
 
     def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Takes the signal over from Lightning."""

@@ -7,23 +7,24 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import lightning as L
-from hydra.utils import instantiate
+import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
-from rich.syntax import Syntax
+from rich.text import Text
 
 from redlab.data import AttackDataModule
 from redlab.methods.base import Method
 from redlab.report.run_report import run_report
-from redlab.runs.build import build, build_victims, is_classifier
+from redlab.runs.build import build, build_victims, is_classifier, shared_data
 from redlab.runs.check import ConfigError
 from redlab.runs.checkpoints import (
+    RunCheckpoint,
     RunRecord,
     check_hashes,
     find_checkpoint,
@@ -35,10 +36,13 @@ from redlab.runs.checkpoints import (
     same_method,
 )
 from redlab.runs.config import finalise, override_stored
-from redlab.runs.console import console, filter_known_warnings, progress
+from redlab.runs.console import console, filter_known_warnings
 from redlab.runs.dry import rehearse
+from redlab.runs.folders import taken
 from redlab.runs.loggers import close, make_loggers
 from redlab.runs.stopping import StopOnSignal, Stopped
+from redlab.runs.trainer import make_trainer
+from redlab.runs.trust import stored_config
 from redlab.victims.classifier import Classifier
 
 
@@ -56,36 +60,42 @@ def train(cfg: DictConfig, out: Path) -> dict[str, float]:
         Stopped: SIGTERM came; ``last.ckpt`` is written.
         ConfigError: the config, the data or a file it names is wrong.
     """
+    with taken(out):
+        return _train(cfg, out)
+
+
+def _train(cfg: DictConfig, out: Path) -> dict[str, float]:
     filter_known_warnings()
     started = time.time()
     resume = resume_from(out, cfg)  # before config.yaml is written: a refused resume changes nothing
     if resume is not None and (numbers := finished(cfg, out, resume)):
         console.print(f"{out} is finished already, after {cfg.trainer.max_epochs} epochs; see its metrics.json.")
         return numbers
-    embedded = own_victims(cfg, resume)
-    rehearse(cfg, embedded=embedded)
-    _prepare_folder(cfg, out)
+    record = read_checkpoint(resume)["redlab"] if resume is not None else {}
+    _, images = rehearse(cfg, record=record)
+    _show_config(cfg, out)
     if resume is not None:
         console.print(f"Resuming from {resume}")
-    method, data = build(cfg, embedded)
+    images = shared_data(cfg) if images is None else images
+    method, data = build(cfg, own_victims(cfg, record, images), data=images)
     checkpoints = out / "checkpoints"
-    best = ModelCheckpoint(
+    best = RunCheckpoint(
         checkpoints, "best", monitor=method.monitor, mode=method.monitor_mode, enable_version_counter=False
     )
-    last = ModelCheckpoint(checkpoints, "last", enable_version_counter=False)
+    # at the end of every epoch, also of one that is not validated
+    last = RunCheckpoint(checkpoints, "last", enable_version_counter=False, save_on_train_epoch_end=True)
     validated = cfg.data.val_size > 0 and cfg.trainer.limit_val_batches != 0  # else no checkpoint is known to be best
     stop = StopOnSignal(checkpoints / "last.ckpt")
     loggers = make_loggers(cfg, out)
-    trainer = instantiate(
-        cfg.trainer,
-        callbacks=[*([best] if validated else []), last, RunRecord(cfg), stop, *progress(cfg)],
-        logger=loggers or False,
-        default_root_dir=str(out),
-    )
+    kept = [*([best] if validated else []), last]
+    trainer = make_trainer(cfg, out, [*kept, RunRecord(cfg), stop], loggers)
     try:
         trainer.fit(method, datamodule=data, ckpt_path=resume)
         chosen = checkpoints / ("best.ckpt" if (checkpoints / "best.ckpt").exists() else "last.ckpt")
+        if trainer.is_global_zero and not chosen.exists():
+            raise ConfigError("trainer.max_time, or another limit, ended the run before an epoch; set a larger one.")
         chosen = trainer.strategy.broadcast(chosen)  # under torchrun, only the first rank's folder has them
+        read_checkpoint(chosen)  # a folder that is resumed came with it, and older Lightning would execute it
         trainer.test(method, datamodule=data, ckpt_path=chosen, verbose=False)
         metrics = _finish(cfg, out, trainer, method, data, started, loggers)
         close(trainer, loggers, failed=False)
@@ -106,27 +116,36 @@ def dry_run(cfg: DictConfig, out: Path) -> None:
     """
     filter_known_warnings()
     resume = resume_from(out, cfg)
-    plan = rehearse(cfg, embedded=own_victims(cfg, resume)) | {"folder": f"{out}"}
-    show_plan(plan | ({"resumes": f"{resume}"} if resume else {}))
+    plan, _ = rehearse(cfg, record=read_checkpoint(resume)["redlab"] if resume is not None else {})
+    show_plan(plan | {"folder": f"{out}"} | ({"resumes": f"{resume}"} if resume else {}))
 
 
-def evaluate(run: Path, overrides: Sequence[str], out: Path, *, dry: bool = False) -> dict[str, float]:
+def evaluate(
+    run: Path, overrides: Sequence[str], out: Path, allow: Sequence[str] = (), *, dry: bool = False
+) -> dict[str, float]:
     """Tests a run folder or a checkpoint, with overrides such as another mix, data set or victim.
 
     Args:
         run: the folder or the checkpoint.
-        overrides: words of the command line.
-        out: where the numbers go.
+        overrides: the user's.
+        out: folder of the evaluation.
+        allow: names that the checkpoint may use besides those of redlab, see ``redlab.load``.
         dry: check all that can be checked, say what would be run, and stop.
 
     Returns:
         The numbers; none of a dry run.
 
     Raises:
-        ConfigError: the checkpoint cannot be read, an override does not fit, or ``out`` holds a trained run.
+        ConfigError: the checkpoint cannot be read, or names something that is not allowed, an override does not fit,
+            or ``out`` holds a trained run.
     """
     if (out / "checkpoints").exists():
         raise ConfigError(f"out={out} holds a trained run, whose numbers would be lost; give another folder.")
+    with nullcontext() if dry else taken(out):
+        return _evaluate(run, overrides, out, allow, dry)
+
+
+def _evaluate(run: Path, overrides: Sequence[str], out: Path, allow: Sequence[str], dry: bool) -> dict[str, float]:
     filter_known_warnings()
     started = time.time()
     if not run.exists():
@@ -136,27 +155,27 @@ def evaluate(run: Path, overrides: Sequence[str], out: Path, *, dry: bool = Fals
     path = find_checkpoint(run)
     checkpoint = read_checkpoint(path)
     record = checkpoint["redlab"]
-    cfg = override_stored(record["config"], overrides)
+    stored = stored_config(path, record["config"], allow)
+    cfg = override_stored(stored, overrides)
     same_method(path, checkpoint, cfg)
-    trained = finalise(OmegaConf.create(record["config"]))
-    own = cfg.victims == trained.victims and cfg.data.name == trained.data.name
-    plan = rehearse(cfg, trained=trained, embedded=record["victims"] if own else None)
+    trained = finalise(OmegaConf.create(stored))
+    record = {**record, "config": stored}
+    plan, images = rehearse(cfg, record=record, trained=trained)
     if dry:
         show_plan(plan | {"checkpoint": f"{path}", "folder": f"{out}"})
         return {}
-    _prepare_folder(cfg, out)
-    guides = None if own or is_classifier(cfg) else build_victims(trained, record["victims"])
-    method, data = build(cfg, record["victims"] if own else None, guides)
+    images = shared_data(cfg) if images is None else images
+    own = own_victims(cfg, record, images)
+    _show_config(cfg, out)
+    others = [str(name) for name in cfg.victims if name not in own]
+    console.print(f"Victims of the run itself: {', '.join(own) or 'none'}. Others: {', '.join(others) or 'none'}.")
+    all_own = not others and list(cfg.victims) == list(trained.victims)
+    guides = None if all_own or is_classifier(cfg) else build_victims(trained, record["victims"])
+    method, data = build(cfg, own, guides, images)
     check_hashes(record["victims"], guides or data.victims)
     load_weights(method, path, checkpoint)
     loggers = make_loggers(cfg, out)
-    trainer = instantiate(
-        cfg.trainer,
-        callbacks=[StopOnSignal(), *progress(cfg)],
-        logger=loggers or False,
-        default_root_dir=str(out),
-        enable_checkpointing=False,
-    )
+    trainer = make_trainer(cfg, out, [StopOnSignal()], loggers, testing=True)
     try:
         trainer.test(method, datamodule=data, verbose=False)
         metrics = _finish(cfg, out, trainer, method, data, started, loggers)
@@ -165,11 +184,6 @@ def evaluate(run: Path, overrides: Sequence[str], out: Path, *, dry: bool = Fals
         close(trainer, loggers, failed=True)
         raise
     return metrics
-
-
-def _prepare_folder(cfg: DictConfig, out: Path) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    _show_config(cfg, out)
 
 
 def show_plan(plan: Mapping[str, str]) -> None:
@@ -181,8 +195,20 @@ def show_plan(plan: Mapping[str, str]) -> None:
 
 @rank_zero_only
 def _show_config(cfg: DictConfig, out: Path) -> None:
-    console.print(Syntax(OmegaConf.to_yaml(cfg), "yaml", background_color="default", word_wrap=True))
-    console.print(f"Writing to [bold]{out}[/]")
+    """What one looks for first; all of it is in config.yaml, and ``--cfg job`` prints it."""
+    device = cfg.trainer.accelerator
+    if device == "auto":
+        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+    lines = {
+        "method": f"{cfg.choices.method}, seed {cfg.seed}",
+        "data": cfg.data.name,
+        "victims": ", ".join(cfg.victims),
+        "attacks": f"{', '.join(cfg.mix.components)} (mix={cfg.choices.get('mix')})",
+        "device": f"{cfg.trainer.devices} x {device}",
+        "folder": str(out),
+    }
+    for name, value in lines.items():
+        console.print(Text(f"{name:8}{value}"), soft_wrap=True)
 
 
 def _finish(
@@ -201,16 +227,15 @@ def _finish(
         part.write_text(json.dumps(metrics, indent=2, sort_keys=True) + "\n")
         os.replace(part, out / "metrics.json")
         minutes = (time.time() - started) / 60
-        shown = [cell.attack > 0 and not cell.adaptive for cell in data.test_cells]
-        examples = getattr(method, "examples", [])
         report = run_report(
             out,
             title=f"{cfg.choices.method} on {cfg.data.name}",
             summary=f"Victims: {', '.join(data.victims)}. Attacks: {', '.join(data.mix.names[1:]) or 'none'}. "
-            f"Seed {cfg.seed}, {trainer.strategy.root_device}, {minutes:.1f} minutes.",
+            f"Seed {cfg.seed}, {trainer.strategy.root_device}, {minutes:.1f} minutes."
+            + ("" if "csv" in (cfg.get("logger") or {}) else " No curves: they are those of logger=csv."),
             config=OmegaConf.to_yaml(cfg),
             metrics=metrics,
-            examples=[e for e, show in zip(examples, shown, strict=False) if show],
+            examples=getattr(method, "examples", []),
             attack_names=data.mix.names,
             victims=data.victims,
             class_names=data.classes,

@@ -252,6 +252,9 @@ def torchvision_model(
             f"torchvision's {name} must be given images of 3 channels, got {channels}: choose data in colour, or a "
             "network for any number of channels, such as resnet18"
         )
+    # its detectors fetch a backbone unasked
+    if name.lower() not in torchvision.models.list_models(module=torchvision.models):
+        raise ValueError(f"torchvision has no classifier {name!r}")
     if weights is not None:
         known = torchvision.models.get_model_weights(name).__members__
         if weights not in known:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 
-from redlab.batch import CLEAN, AttackBatch
+from redlab.batch import CLEAN, AttackBatch, attacked_images
 from redlab.victims.loading import CHECKPOINT_KEY
 from redlab.victims.victim import ImageClassifier
 
@@ -44,6 +44,7 @@ class Classifier(LightningModule):
         monitor: key that picks the best checkpoint.
         monitor_mode: "max" or "min".
         results: ``test/...`` numbers of the last test.
+        run: of a classifier from ``redlab.load``, what it was made with, see ``Method``.
 
     Args:
         backbone: any module that returns logits.
@@ -62,6 +63,7 @@ class Classifier(LightningModule):
 
     monitor: ClassVar[str] = "val/clean_accuracy"
     monitor_mode: ClassVar[str] = "max"
+    run: Any = None
 
     def __init__(
         self,
@@ -146,6 +148,11 @@ class Classifier(LightningModule):
         """Logs ``test/clean_accuracy``, and ``test/attacked_accuracy`` if there were attacked rows."""
         self.results = self._accuracies("test")
         self.log_dict(self.results)
+
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """``logits`` (B, K); of a batch of the data module also everything in it, by the names of ``AttackBatch``."""
+        x, said = attacked_images(batch)
+        return said | {"logits": self(x)}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer, and the scheduler stepped per epoch."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +81,7 @@ def _from_checkpoint(
     if backbone is None:
         if said.get("architecture") is None:
             raise ValueError(f"{path} holds the user's module {said.get('class')}: pass it as backbone=")
-        backbone = _rebuild(path, said["architecture"])
+        backbone = _rebuild(path, said["architecture"], state)
     _fill(path, backbone, state)
     return Victim(backbone, clean_accuracy=said.get("clean_accuracy"), **(settings | asked))
 
@@ -116,24 +118,65 @@ def _read(path: Path) -> Mapping[str, Any]:
     return content
 
 
-def _rebuild(path: Path, architecture: Any) -> nn.Module:
+def _rebuild(path: Path, architecture: Any, state: Mapping[str, Any]) -> nn.Module:
     name = architecture.get("name") if isinstance(architecture, Mapping) else architecture
     if name not in architectures.__all__:
         raise ValueError(f"{path} names the architecture {name!r}, which redlab.victims.architectures does not have")
     offline = {"weights": None, "pretrained": False}  # the weights come from the file
-    try:
+    build = getattr(architectures, name)
+    with _said_in_one_sentence(path, name):
         kwargs = {k: offline.get(k, v) for k, v in architecture["kwargs"].items()}
-        for key, value in kwargs.items():  # timm would follow a path or an address
-            if isinstance(value, str) and (key != "name" or ":" in value):
-                raise ValueError(f"{path} gives the architecture {name} the text {key}={value!r}, which is not allowed")
-        module: nn.Module = getattr(architectures, name)(**kwargs)
-    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise ValueError(f"{path} gives settings that {name} does not take: {error}") from error
+        check_builder_arguments(kwargs)
+        shell = _without_memory(build, kwargs)
+    if shell is not None:
+        _check_fit(path, shell, state)
+    with _said_in_one_sentence(path, name):
+        module: nn.Module = build(**kwargs)
     return module
+
+
+@contextmanager
+def _said_in_one_sentence(path: Path, name: str) -> Iterator[None]:
+    try:
+        yield
+    except (LookupError, ArithmeticError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+        what = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{path} gives settings that {name} does not take: {what}") from error
+
+
+def _without_memory(build: Callable[..., nn.Module], kwargs: Mapping[str, Any]) -> nn.Module | None:
+    """The shapes of a network, whatever sizes a file gives; None of one that cannot be made without values."""
+    try:
+        with torch.device("meta"):
+            return build(**kwargs)
+    except RuntimeError:
+        return None
+
+
+def check_builder_arguments(arguments: Mapping[str, Any]) -> None:
+    """Arguments of a function of ``architectures`` that a file gives: numbers, and names of models and weights.
+
+    A text could be a path or an address, which timm would follow.
+
+    Raises:
+        ValueError: there is another; the message names it.
+    """
+    for key, value in arguments.items():
+        named = {"name": r"[^:]*", "weights": r"\w*"}.get(key)
+        parts = value if isinstance(value, (list, tuple)) else [value]
+        if isinstance(value, str) and named is not None and re.fullmatch(named, value):
+            continue
+        if not all(part is None or isinstance(part, (bool, int, float)) for part in parts):
+            raise ValueError(f"the argument {key}={value!r}, where a file may give numbers and names of models only")
 
 
 def _fill(path: Path, backbone: nn.Module, state: Mapping[str, Any]) -> None:
     """``load_state_dict`` whose complaint is one sentence."""
+    _check_fit(path, backbone, state)
+    backbone.load_state_dict(state)
+
+
+def _check_fit(path: Path, backbone: nn.Module, state: Mapping[str, Any]) -> None:
     own = backbone.state_dict()
     missing = [k for k in own if k not in state]
     unknown = [k for k in state if k not in own]
@@ -146,4 +189,3 @@ def _fill(path: Path, backbone: nn.Module, state: Mapping[str, Any]) -> None:
         if state[key].shape != tensor.shape:
             shapes = f"{tuple(state[key].shape)} in the file, {tuple(tensor.shape)} in the network"
             raise ValueError(f"{path} does not fit the {type(backbone).__name__}: {key} is {shapes}")
-    backbone.load_state_dict(state)

@@ -22,7 +22,7 @@ class ImageClassifier(nn.Module):
         num_classes: K.
         mean: per channel, or one number for all channels; None means 0.
         std: likewise; None means 1.
-        input_size: smaller images are padded centrally with black up to it; larger ones pass as they are.
+        input_size: images are padded centrally with black up to it; None leaves them as they are.
         feature_layer: dotted name of the module inside the backbone whose output ``features`` returns.
         name: what messages call this network.
 
@@ -69,7 +69,8 @@ class ImageClassifier(nn.Module):
         """(B, C, H, W) in [0, 1] -> (B, K) logits.
 
         Raises:
-            ValueError: the images do not have the channels of mean and std, or the backbone not K logits.
+            ValueError: the images do not have the channels of mean and std, or are larger than ``input_size``, or the
+                backbone does not return K logits.
         """
         # Broadcasting would silently turn one channel into three.
         if self._channels() not in (1, x.shape[1]):
@@ -77,8 +78,19 @@ class ImageClassifier(nn.Module):
                 f"victim '{self.name}' normalises {self._channels()} channels, the images have {x.shape[1]}"
             )
         if self.input_size is not None:
+            if max(x.shape[-2:]) > self.input_size:
+                high, wide = x.shape[-2:]
+                raise ValueError(
+                    f"victim '{self.name}' takes images of at most input_size={self.input_size} pixels a side, got "
+                    f"{high}x{wide}: set victims.{self.name or '<name>'}.input_size to {max(high, wide)}, or to null "
+                    f"for no padding, or data.image_size to {self.input_size}"
+                )
             x = _pad_to(x, self.input_size)
-        logits = self._network()((x - self.mean) / self.std)
+        network, x = self._network(), (x - self.mean) / self.std
+        first = next(network.parameters(), None)
+        if first is not None and first.is_floating_point():
+            x = x.to(first.dtype)  # of a network in half or double precision; mean and std are float32
+        logits = network(x)
         if not isinstance(logits, Tensor) or logits.shape != (len(x), self.num_classes):
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ValueError(f"victim '{self.name}' should return logits {(len(x), self.num_classes)}, got {got}")
@@ -155,6 +167,9 @@ class Victim(ImageClassifier):
     (torch.Size([4, 2]), False)
     """
 
+    identity: str | None = None
+    """Of a victim that a run has trained: a hash of network, recipe and images, set by who knows them."""
+
     def __init__(self, backbone: nn.Module, *, clean_accuracy: float | None = None, **settings: Any) -> None:
         super().__init__(backbone, **settings)
         if any(tensor.is_inference() for tensor in [*backbone.parameters(), *backbone.buffers()]):
@@ -168,6 +183,10 @@ class Victim(ImageClassifier):
         """Stays in eval mode."""
         super().train(False)
         return self
+
+    def redlab_unused(self) -> nn.Module | None:
+        """The backbone while its twin computes the logits, so that nobody speeds it up for nothing."""
+        return None if self._network() is self.backbone else self.backbone
 
     def _network(self) -> nn.Module:
         return self._folded.fastest()
@@ -190,5 +209,5 @@ def _per_channel(value: Sequence[float] | float | None, default: float) -> list[
 
 def _pad_to(x: Tensor, size: int) -> Tensor:
     """Centres images in black up to size x size; an odd difference goes to the right and the bottom."""
-    high, wide = (max(size - side, 0) for side in x.shape[-2:])
+    high, wide = (size - side for side in x.shape[-2:])
     return F.pad(x, (wide // 2, wide - wide // 2, high // 2, high - high // 2))

@@ -1,0 +1,72 @@
+"""The Trainer of a run: what redlab needs, and what a user adds under ``trainer``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import lightning as L
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import Callback, Checkpoint, ModelSummary, ProgressBar, RichModelSummary
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
+from omegaconf import DictConfig
+
+from redlab.runs.config import as_plain
+from redlab.runs.console import progress
+
+_PROFILERS: dict[str, type[Profiler]] = {
+    "simple": SimpleProfiler,
+    "advanced": AdvancedProfiler,
+    "pytorch": PyTorchProfiler,
+}
+
+
+def make_trainer(
+    cfg: DictConfig, out: Path, callbacks: Sequence[Callback], loggers: Sequence[Logger], *, testing: bool = False
+) -> L.Trainer:
+    """The Trainer, with ``trainer.callbacks`` beside those of redlab, and a profile that is kept in the run's folder.
+
+    Args:
+        cfg: a finalised config.
+        out: folder of the run.
+        callbacks: redlab's own.
+        loggers: of the run.
+        testing: nothing is trained, so that no checkpoint is to be written.
+    """
+    theirs = _callbacks(cfg)
+    if testing:
+        theirs = [callback for callback in theirs if not isinstance(callback, Checkpoint)]
+    bars = [] if any(isinstance(callback, ProgressBar) for callback in theirs) else progress(cfg)
+    described = any(isinstance(callback, ModelSummary) for callback in theirs)
+    # Lightning's own would go to a log that nobody reads
+    summary = [RichModelSummary()] if cfg.trainer.enable_model_summary and not described else []
+    rest = {key: value for key, value in as_plain(cfg.trainer).items() if key not in ("callbacks", "profiler")}
+    if testing:
+        rest["enable_checkpointing"] = False
+    # as a partial, since Hydra would copy objects that are handed to it
+    trainer: L.Trainer = instantiate(rest, _partial_=True, _convert_="all")(
+        callbacks=[*callbacks, *theirs, *bars, *summary],
+        logger=list(loggers) or False,
+        default_root_dir=str(out),
+        profiler=_profiler(cfg, out),
+    )
+    return trainer
+
+
+def _callbacks(cfg: DictConfig) -> list[Callback]:
+    nodes = cfg.trainer.get("callbacks") or []
+    return [instantiate(node, _convert_="all") for node in ([nodes] if isinstance(nodes, DictConfig) else nodes)]
+
+
+def _profiler(cfg: DictConfig, out: Path) -> Profiler | str | None:
+    """``trainer.profiler``, by name or as a node; Lightning adds the stage to the name of its file."""
+    node, place = cfg.trainer.get("profiler"), {"dirpath": str(out), "filename": "profile"}
+    if isinstance(node, DictConfig):
+        given = {key: value for key, value in place.items() if key not in node}
+        made: Profiler = instantiate(node, _partial_=True, _convert_="all")(**given)
+        return made
+    if node in _PROFILERS:
+        made = _PROFILERS[node](**place)
+        return made
+    return None if node is None else str(node)  # Lightning knows what else there is
