@@ -212,6 +212,22 @@ def test_a_row_that_cannot_be_fooled_gets_its_last_iterate(attack: Any) -> None:
     assert bool((x_adv.flatten(1).mean(1) < x.flatten(1).mean(1) - 1e-3).all())
 
 
+@pytest.mark.parametrize("scale", [1e20, 1e30, 1e37])
+@pytest.mark.parametrize("attack", [EDGES[0], CarliniWagnerLinf(eps=0.3), EDGES[2]], ids=str)
+def test_large_logits(attack: Any, scale: float) -> None:
+    """Where the squares of gradients overflow, and with the last even the weighted gradients."""
+
+    class Scaled(Curved):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * scale
+
+    model, x = Scaled(), images(3)
+    y = predictions(model, x)
+    x_adv = attack(model, x, y)
+    assert bool(torch.isfinite(x_adv).all())
+    assert bool(fooled(model, x_adv, y).all())
+
+
 class Brighter(nn.Module):
     """Class 1 wins where the mean is above 0.2."""
 

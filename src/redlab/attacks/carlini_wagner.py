@@ -25,6 +25,9 @@ _EDGE = 0.02
 they would need hundreds of Adam steps to get away, or never would. In between all is the papers' (tanh w + 1) / 2, and
 no pixel is quicker than there: a tanh squeezed for all pixels takes longer steps, and overshoots."""
 
+_STEEP = 1e18
+"""Gradients count as no steeper, so that their squares, of which Adam keeps a mean, do not overflow float32."""
+
 _PATIENCE = 200
 """Steps without progress after which a row leaves a search step. Adam overshoots the boundary, and comes back no sooner
 than its running mean of squares has forgotten the steep gradients before it, which takes hundreds of steps. With the
@@ -220,11 +223,11 @@ class _Goal:
         self.classify = checked(model, self.label)
 
     def evaluate(self, image: Tensor, label: Tensor, confidence: Tensor) -> tuple[Tensor, Tensor]:
-        """(B,) margin plus confidence, and its gradient with respect to the image, NaN taken for 0."""
+        """(B,) margin plus confidence, and its gradient with respect to the image, NaN taken for 0; see ``_STEEP``."""
         image = image.detach().requires_grad_()
         lack = margin(self.classify(image), label, self.targeted) + confidence
         (grad,) = torch.autograd.grad(lack.sum(), image)
-        return lack.detach(), torch.nan_to_num(grad)
+        return lack.detach(), torch.nan_to_num(grad).clamp_(-_STEEP, _STEEP)
 
 
 @dataclass
@@ -307,6 +310,7 @@ class _Rows:
 
     def adam_step(self, grad: Tensor) -> None:
         """Kingma and Ba, algorithm 1, with the usual constants and a clock per row."""
+        grad = grad.clamp(-_STEEP, _STEEP)  # again, since c may be large
         self.age.add_(1.0)
         self.mean.lerp_(grad, 0.1)
         self.square.mul_(0.999).addcmul_(grad, grad, value=0.001)

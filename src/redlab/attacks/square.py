@@ -27,9 +27,9 @@ HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 class Square:
     """Proposes a change in a random window, of area p H W, and keeps it where the margin rises (algorithms 1 to 3).
 
-    Each row has its own windows and signs; in linf, signs that would change nothing in the window are drawn again. A row
-    is finished at its first success. The margin is max_{i != y} z_i - z_y, or, with a target, z_target -
-    max_{i != target} z_i.
+    Each row has its own windows and signs; in linf, signs that would change nothing in the window are drawn again. A
+    row is finished at its first success. The margin is max_{i != y} z_i - z_y, or, with a target,
+    z_target - max_{i != target} z_i.
 
     Args:
         norm: "linf" or "l2".
