@@ -305,7 +305,11 @@ def test_redlab_is_both_commands(call, monkeypatch, tmp_path):
     assert code == 0, err
     # what Lightning starts the other ranks with
     assert seen == [(4, ["main.py", "train", "seed=4", "hydra.run.dir='run'"])]
-    monkeypatch.setattr("redlab.runs.train.evaluate", lambda run, words, out, allow: seen.append((run, words, list(sys.argv))))
+
+    def evaluate(run, words, out, allow):
+        seen.append((run, words, list(sys.argv)))
+
+    monkeypatch.setattr("redlab.runs.train.evaluate", evaluate)
     code, _, err = call(cli.main, "evaluate", "run=run", "seed=1")
     assert code == 0, err
     assert seen[-1] == (Path("run"), ["seed=1"], ["main.py", "evaluate", "run=run", "seed=1"])
