@@ -510,6 +510,7 @@ def test_a_target_for_an_untargeted_attack(case: Case) -> None:
 BAD_NUMBERS = [
     *(("eps", -0.5, r"-0\.5"), ("eps", float("nan"), "nan"), ("eps", float("inf"), "inf"), ("eps", "8/255", "8/255")),
     *(("eps", torch.full((8,), -0.5), r"-0\.5"), ("eps", torch.ones(5), r"\(5,\)"), ("eps", True, "True")),
+    *(("eps", 80.0, "got 80"), ("step_size", 80.0, "got 80"), ("sigma", 80.0, "got 80"), ("init_norm", 80.0, "got 80")),
     *(("alpha", -0.5, r"-0\.5"), ("alpha", 3.0, "3 > "), ("step_size", -2.0, "-2")),
     *(("beta", 1.5, r"1\.5"), ("alpha_max", -0.1, r"-0\.1"), ("overshoot", -1.0, "-1"), ("queries", 0, "got 0")),
     *(("queries", 2.5, r"2\.5"), ("p_init", 0.0, r"0\.0"), ("p_init", 1.5, r"1\.5"), ("targets", 0, "got 0")),
