@@ -39,6 +39,7 @@ from redlab.attacks import (
     SmoothedPGD,
     SpatialTransform,
     Square,
+    Stored,
     WassersteinFrankWolfe,
     WassersteinPGD,
 )
@@ -112,6 +113,7 @@ ATTACKS = [
     Case("square-l2", partial(Square, norm="l2", queries=12, rescale=False), "l2", raises=lead),
     Case("bpda", partial(OnADefence, attack=PGD(steps=2)), None),
     Case("eot", partial(EOT, attack=PGD(steps=2), samples=2), None),
+    Case("stored", partial(Stored, attack=PGD(steps=2, eps=0.1)), None),
     Case("smoothed-pgd", partial(SmoothedPGD, steps=3, samples=3, sigma=0.1), "linf"),
     Case("patch", partial(Patch, size=2, steps=5), "linf"),
     Case("feature", partial(FeatureAttack, guides=white, layer="", steps=5), "linf", draws=False, raises=like_white),
