@@ -81,14 +81,14 @@ def rich(deal: str, **kw: Any) -> AttackMix:
     """Everything that is drawn, in one mix."""
     return AttackMix(
         {
-            "clean": Component(attack=None, weight=0.5),
+            "clean": Component(attack=None, weight=1 if deal == "all" else 0.5),
             "fgsm": Component(attack=FGSM(), params={"eps": {"integers": [1, 16], "over": 255}}),
             "rfgsm": Component(attack=RFGSM(), params={"eps": {"uniform": [0.02, 0.1]}}, target="random"),
             "pgd": Component(
                 attack=PGD(),
                 params={"eps": {"choice": [0.03, 0.1]}, "steps": {"integers": [1, 4]}},
                 victims=["c", "a"],
-                weight=1.5,
+                weight=1 if deal == "all" else 1.5,
             ),
             "l2": Component(attack=PGD(norm="l2", eps=1.0, steps=2), target="least_likely"),
             "straight": Component(attack=Straight()),

@@ -6,6 +6,7 @@ Everything is per row: each image has its own eps.
 from __future__ import annotations
 
 import math
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -45,7 +46,7 @@ def checked_length(name: str, value: float | Tensor, x: Tensor, norm: str) -> Te
     try:
         return per_row(name, value, x, high=most)
     except ValueError as error:
-        given = torch.as_tensor(value).flatten() if isinstance(value, int | float | Tensor) else torch.zeros(1)
+        given = torch.as_tensor(value).flatten() if isinstance(value, Real | Tensor) else torch.zeros(1)
         beyond = given[(given > most) & given.isfinite()]
         if len(beyond) == 0:
             raise
