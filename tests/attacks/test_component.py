@@ -208,6 +208,11 @@ def test_a_value_that_params_draw_cannot_be_set_as_well() -> None:
         ({"clean": Component(attack=None, gradient="bpda")}, {}, "clean.gradient='bpda' has no effect"),
         ({}, {"quantize": 8}, "quantize=8 has no effect in a mix without an attack"),
         ({}, {"only_fooled": True}, "only_fooled has no effect in a mix without an attack"),
+        (
+            {"one": Component(attack=FGSM())},
+            {"rounding": "nearest"},
+            "rounding='nearest' has no effect without quantize",
+        ),
     ],
 )
 def test_settings_without_effect(components: dict[str, Component], options: dict[str, Any], message: str) -> None:

@@ -30,14 +30,17 @@ from redlab.attacks.component import (
 )
 from redlab.attacks.guard import check_inputs, guard
 from redlab.attacks.rng import SampleRng
+from redlab.attacks.stored import Limits, on_grid
 from redlab.attacks.wrappers import Defended
 from redlab.batch import CLEAN, AttackBatch, Restorer, check_name
 
 __all__ = ["AttackMix", "Cell", "Component", "Distribution", "Plan"]
 
 Deal = Literal["random", "stratified", "all"]
+Rounding = Literal["fooling", "nearest"]
 
 DEALS = ("random", "stratified", "all")
+ROUNDINGS = ("fooling", "nearest")
 MAX_TABLE = 100_000
 
 
@@ -90,8 +93,10 @@ class AttackMix:
         components: name -> component. The order gives the ids 1, 2, ...; id 0 is always ``clean``, and the component
             without an attack, if there is one, carries that name. An empty mapping means clean images alone.
         deal: see above.
-        quantize: round attacked images to this many bits (8: multiples of 1/255, which can leave the ball of a budget
-            by up to 1/510); None keeps floats.
+        quantize: round attacked images to this many bits (8: multiples of 1/255); None keeps floats.
+        rounding: how. "fooling": so that an image that fools still does, and a budget is kept
+            (``redlab.attacks.Stored``); "nearest": to the nearest, which undoes some attacks and can leave the ball
+            of a budget by up to 1/510.
         only_fooled: rows whose attack failed are marked as not valid.
         seed: seed of every draw.
 
@@ -121,6 +126,7 @@ class AttackMix:
         *,
         deal: Deal = "stratified",
         quantize: int | None = None,
+        rounding: Rounding = "fooling",
         only_fooled: bool = False,
         seed: int = 0,
     ) -> None:
@@ -128,11 +134,16 @@ class AttackMix:
             raise ValueError(f"deal must be one of {DEALS}, got {deal!r}")
         if quantize is not None and (type(quantize) is not int or not 1 <= quantize <= 16):
             raise ValueError(f"quantize must be a number of bits from 1 to 16 or None, got {quantize!r}")
+        if rounding not in ROUNDINGS:
+            raise ValueError(f"rounding must be one of {ROUNDINGS}, got {rounding!r}")
+        if quantize is None and rounding != "fooling":
+            raise ValueError(f"rounding={rounding!r} has no effect without quantize: set quantize=8 or leave it out")
         given = components or {"clean": Component(attack=None)}
         self.components = {str(name): component for name, component in given.items()}
         if len(self.components) < len(given):
             raise ValueError(f"components must have different names, got {list(given)}")
-        self.deal, self.quantize, self.only_fooled, self.seed = deal, quantize, only_fooled, seed
+        self.deal, self.quantize, self.rounding = deal, quantize, rounding
+        self.only_fooled, self.seed = only_fooled, seed
         self._distributions = {name: check_component(name, part) for name, part in self.components.items()}
         for name, component in self.components.items():
             if deal == "all" and component.weight not in (0, 1):
@@ -296,13 +307,16 @@ class AttackMix:
             fooled = torch.zeros_like(label, dtype=torch.bool)
             for (side, victim, gradient), parts in self._by_model(plan, against).items():
                 model = _attacked_model(side, victim, victims, defender)
-                self._attack(differentiable(model, gradient), parts, plan, clean, label, adv, target)
+                limits = self._attack(differentiable(model, gradient), parts, plan, clean, label, adv, target)
                 rows = torch.cat([rows for _, rows in parts])
-                if self.quantize is not None:
-                    levels = 2**self.quantize - 1
+                won, levels = None, 2 ** (self.quantize or 0) - 1
+                if limits is not None:
+                    pairs = clean[rows], adv[rows], label[rows], target[rows]
+                    adv[rows], won = on_grid(model, *pairs, levels, limits)
+                elif self.quantize is not None:
                     adv[rows] = (adv[rows] * levels).round() / levels
                 if want_fooled:
-                    fooled[rows] = _fooled(model, clean[rows], adv[rows], label[rows], target[rows])
+                    fooled[rows] = _fooled(model, clean[rows], adv[rows], label[rows], target[rows], won)
             counts = torch.ones_like(fooled) if valid is None else valid[plan.source]
             if only_fooled:
                 counts = counts & (fooled | (plan.attack == CLEAN))
@@ -374,8 +388,13 @@ class AttackMix:
         label: Tensor,
         adv: Tensor,
         target: Tensor,
-    ) -> None:
-        """Writes the images and targets of the rows that attack one model."""
+    ) -> Limits | None:
+        """Writes the images and targets of the rows that attack one model.
+
+        Returns:
+            The limits of these rows, part by part, where they are to be rounded so that they go on fooling.
+        """
+        limits: list[Limits] = []
         loops: dict[str, list[tuple[Tensor, GradientSteps]]] = {}
         for name, rows in parts:
             component = self.components[name]
@@ -383,6 +402,8 @@ class AttackMix:
             attack: Any = replace(component.attack, **drawn) if drawn else component.attack  # type: ignore[type-var]
             rng = plan.rng[rows].fork(name)
             x, y = clean[rows], label[rows]
+            if self.quantize is not None and self.rounding == "fooling":
+                limits.append(Limits.of(attack, x))
             goal = None if component.target is None else _targets(component.target, model, x, y, rng)
             if goal is not None:
                 target[rows] = goal
@@ -396,6 +417,7 @@ class AttackMix:
             goal = target[rows] if bool((target[rows] >= 0).any()) else None
             steps = GradientSteps.cat([steps for _, steps in loop])
             adv[rows] = ascend(model, clean[rows], label[rows], steps, goal)
+        return Limits.cat(limits) if limits else None
 
 
 def _attacked_model(
@@ -441,8 +463,14 @@ def _num_classes(model: nn.Module, x: Tensor) -> int:
     return int(known)
 
 
-def _fooled(model: nn.Module, clean: Tensor, adv: Tensor, label: Tensor, target: Tensor) -> Tensor:
-    """(B,) bool: right on clean and wrong on adv, or, where targeted, says the target class."""
+def _fooled(model: nn.Module, clean: Tensor, adv: Tensor, label: Tensor, target: Tensor, won: Tensor | None) -> Tensor:
+    """(B,) bool: right on clean and wrong on adv, or, where targeted, says the target class.
+
+    ``won`` is the answer to the part about adv, where it is known.
+    """
     with guard(model), torch.no_grad():
-        before, after = model(clean).argmax(1), model(adv).argmax(1)
-    return torch.where(target >= 0, after == target, (before == label) & (after != label))
+        before: Tensor = model(clean).argmax(1) == label
+        if won is None:
+            after = model(adv).argmax(1)
+            won = torch.where(target >= 0, after == target, after != label)
+    return won & (before | (target >= 0))
