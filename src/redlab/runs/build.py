@@ -112,6 +112,7 @@ def build(
         guides: victims that the method was trained with, where they are not those to be attacked.
     """
     mix: AttackMix = instantiate(cfg.mix, seed=cfg.seed)
+    mix.check(map(str, cfg.victims), **{key: cfg.data.get(key) for key in ("channels", "image_size", "num_classes")})
     if is_classifier(cfg):
         name = next(iter(cfg.victims))
         L.seed_everything(cfg.seed, workers=True, verbose=False)
