@@ -140,7 +140,9 @@ def on_grid(
         grid, rows = _Grid(x, x_adv, limits, levels), torch.arange(len(x), device=x.device)
         result = grid.rounded(rows, torch.ones_like(limits.linf))
         won = fools(logits_of(model, result, top), rows)
-        rows = (~won & limits.grows & (result != x_adv).flatten(1).any(1)).nonzero()[:, 0]
+        rows = (~won & limits.grows & _differ(result, x_adv)).nonzero()[:, 0]
+        # A budget may leave no choice: then no growth makes a difference.
+        rows = rows[_differ(grid.rounded(rows, torch.full_like(limits.linf[rows], GROWTHS[-1])), result[rows])]
         if len(rows):
             rows = rows[fooled_before(rows)]
         below, found = torch.ones_like(limits.linf), torch.zeros_like(limits.linf)
@@ -195,6 +197,11 @@ class _Grid:
                 least, shorter = torch.where(fits, middle, least), torch.where(fits, shorter, middle)
             grey = torch.where(per_pixel(long), image(least), grey)
         return grey.div_(self.levels)
+
+
+def _differ(a: Tensor, b: Tensor) -> Tensor:
+    """(B,) bool, whether the images of a row differ."""
+    return (a != b).flatten(1).any(1)
 
 
 def _length(images: Tensor) -> Tensor:
