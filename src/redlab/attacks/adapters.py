@@ -112,6 +112,10 @@ class Foolbox:
             raise ValueError(f"{name} needs a budget, got eps=None")
         if self.eps is not None and (type(self.eps) not in (int, float) or not 0 <= self.eps < np.inf):
             raise ValueError(f"eps must be one number for all rows, not negative, or None, got {self.eps!r}")
+        linf = getattr(getattr(make, "distance", None), "p", None) == np.inf
+        if self.eps is not None and linf and self.eps > 1:
+            hint = f"images are in [0, 1]: did you mean {self.eps:g}/255?"
+            raise ValueError(f"eps must be at most 1, got {self.eps:g}; {hint}")
 
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, *, target: Tensor | None = None, rng: SampleRng | None = None
