@@ -25,10 +25,11 @@ HALVINGS = 4  # of the way between the first growth that fools and the one befor
 class Stored:
     """``attack``, its result rounded to multiples of 1 / ``levels`` so that what fooled the model still does.
 
-    Where rounding to the nearest grey value undoes a success, the perturbation grows a little before it is rounded: of
-    delta' = round(t * delta) with t = 1.0025, 1.005, ... the smallest that fools is taken. For a linear model and a
-    perturbation along its gradient such a delta' is the smallest in l2 for what it does. A row that the attack did not
-    fool, or for which no t does, is rounded to the nearest. Success is judged on the rounded image.
+    Where rounding to the nearest grey value undoes a success, the perturbation grows a little before it is rounded:
+    delta' = round(t * delta) for t = 1.005, 1.01, 1.02, 1.04, ..., and of those that fool, the least up to a sixteenth
+    of the way from the t before. For a linear model and a perturbation along its gradient such a delta' is the smallest
+    in l2 for what it does. A row that the attack did not fool, or for which no t does, is rounded to the nearest.
+    Success is judged on the rounded image.
 
     Of a clean image that is not on the grid too the sum with delta is rounded.
 
@@ -156,7 +157,7 @@ def on_grid(
             result[done], won[done], found[done] = tried[hit], True, growth
             rows = rows[~hit]
             below[rows] = growth
-        rows = (found > 0).nonzero()[:, 0]
+        rows = (found > GROWTHS[0]).nonzero()[:, 0]  # the first is small enough
         for _ in range(HALVINGS if len(rows) else 0):
             middle = (below + found) / 2
             tried = grid.rounded(rows, middle[rows])
