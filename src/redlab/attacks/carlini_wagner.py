@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from redlab.attacks.guard import check_inputs, checked, guard, outside_inference, per_row, sound
 from redlab.attacks.margin import margin
-from redlab.attacks.project import Ball, per_pixel
+from redlab.attacks.project import Ball, checked_length, per_pixel
 from redlab.attacks.rng import SampleRng
 from redlab.attacks.rows import split_by_steps
 
@@ -139,6 +140,7 @@ class CarliniWagnerLinf:
         steps: number of Adam steps (per value of tau and c without a budget), at least 1.
     """
 
+    norm: ClassVar[str] = "linf"
     eps: float | Tensor | None = 8 / 255
     confidence: float | Tensor = 0.0
     c: float | Tensor | None = None
@@ -162,7 +164,8 @@ class CarliniWagnerLinf:
             rows = _Rows.start(outside_inference(x), goal.label, confidence, c, lr)
             if self.eps is None:
                 return self._shrink(goal, rows, self.steps)
-            return self._project(goal, rows, self.steps, Ball(rows.x, per_row("eps", self.eps, x), "linf"))
+            eps = checked_length("eps", self.eps, x, self.norm)
+            return self._project(goal, rows, self.steps, Ball(rows.x, eps, self.norm))
 
     def _project(self, goal: _Goal, everyone: _Rows, steps: int, ball: Ball) -> Tensor:
         """The form with a budget."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from redlab.attacks.guard import check_inputs, checked, guard, outside_inference, per_row, sound
 from redlab.attacks.margin import margin
-from redlab.attacks.project import check_norm, per_pixel
+from redlab.attacks.project import check_norm, checked_length, per_pixel
 from redlab.attacks.rng import SampleRng
 
 SPAN = 10_000
@@ -81,7 +81,7 @@ class Square:
             return self._run_each(model, x, y, target, SampleRng.for_batch(x, rng))
         with guard(model), torch.no_grad():
             x, y, rng = outside_inference(x), outside_inference(y), SampleRng.for_batch(x, rng)
-            eps = per_pixel(per_row("eps", self.eps, x))
+            eps = per_pixel(checked_length("eps", self.eps, x, self.norm))
             queries = per_row("queries", self.queries, x, low=1, whole=True)
             label, targeted = y if target is None else outside_inference(target), target is not None
             classify = checked(model, y, target)

@@ -13,6 +13,7 @@ what it was, or shrinks by what was cut off.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 from redlab.attacks.guard import check_inputs, checked, guard, is_whole, outside_inference, per_row, sound
 from redlab.attacks.margin import margin
-from redlab.attacks.project import per_pixel
+from redlab.attacks.project import checked_length, per_pixel
 from redlab.attacks.rng import SampleRng
 from redlab.attacks.transport import Window, price_of, project_plan
 
@@ -78,7 +79,7 @@ class WassersteinPGD:
     ) -> Tensor:
         """Attacks every row; see ``redlab.batch.Attack``. ``rng`` is not used."""
         check_inputs(x, y, target)
-        window, length = Window(self.window, x.device), per_row("step_size", self.step_size, x)
+        window, length = Window(self.window, x.device), checked_length("step_size", self.step_size, x, "linf")
         growth = per_row("growth", self.growth, x, low=1.0)
 
         def step(rows: _Rows, grad: Tensor) -> _Rows:
@@ -189,7 +190,8 @@ def _climb(
         step: rows and the gradient of the loss with respect to their clipped images -> rows with new images.
         stop_at_success: whether a row ends with its first adversarial.
     """
-    eps, steps = per_row("eps", attack.eps, x), per_row("steps", attack.steps, x, low=1, whole=True)
+    farthest = math.hypot(attack.window // 2, attack.window // 2)
+    eps, steps = per_row("eps", attack.eps, x, high=farthest), per_row("steps", attack.steps, x, low=1, whole=True)
     entropy = per_row("entropy", attack.entropy, x, low=LEAST_ENTROPY)
     with guard(model), torch.no_grad():
         x, label = outside_inference(x), outside_inference(y if target is None else target)

@@ -176,6 +176,7 @@ def build(
     """
     shared = shared_data(cfg) if data is None else data
     mix: AttackMix = instantiate(cfg.mix, seed=cfg.seed)
+    mix.check(map(str, cfg.victims), **{key: cfg.data.get(key) for key in ("channels", "image_size", "num_classes")})
     if is_classifier(cfg):
         name = next(iter(cfg.victims))
         L.seed_everything(cfg.seed, workers=True, verbose=False)
