@@ -91,6 +91,26 @@ def reference(module: str, name: str, **arguments: Any) -> Run:
     return run
 
 
+def carlini_wagner(c: float, steps: int, searches: int) -> dict[str, Run]:
+    """Everybody's l2 attack of Carlini and Wagner but ART's, whose line search is another budget.
+
+    Args:
+        c: first weight of the margin.
+        steps: of Adam, at least 10.
+        searches: values of c to try.
+    """
+    theirs = {"initial_const": c, "binary_search_steps": searches}
+    runs = {
+        "redlab": ours.CarliniWagnerL2(c=c, steps=steps, binary_search_steps=searches),
+        "torchattacks": torchattacks("CW", c=c, steps=steps),
+        "foolbox": foolbox("L2CarliniWagnerAttack", None, steps=steps, **theirs),
+        "adv-lib": adv_lib("carlini_wagner_l2", max_iterations=steps, **theirs),
+    }
+    if searches > 1:
+        del runs["torchattacks"]  # it has no search
+    return runs
+
+
 def entries(share: float = 1.0, queries: int = 1000, batch: int = 256) -> dict[str, Entry]:
     """Every attack with one budget for all.
 
@@ -155,21 +175,8 @@ def entries(share: float = 1.0, queries: int = 1000, batch: int = 256) -> dict[s
         ),
     }
     for name, c, searches in (("cw_l2", 1.0, 1), ("cw_l2_search", 1e-3, 9)):
-        once = {"cw_l2": {"torchattacks": torchattacks("CW", c=c, steps=n200)}}  # it has no search
-        table[name] = Entry(
-            *("l2", n200 * searches),
-            {
-                "redlab": ours.CarliniWagnerL2(c=c, steps=n200, binary_search_steps=searches),
-                **once.get(name, {}),
-                "foolbox": foolbox(
-                    "L2CarliniWagnerAttack", None, initial_const=c, steps=n200, binary_search_steps=searches
-                ),
-                "adv-lib": adv_lib(
-                    "carlini_wagner_l2", initial_const=c, max_iterations=n200, binary_search_steps=searches
-                ),
-                "art": art("CarliniL2Method", initial_const=c, max_iter=n200, binary_search_steps=searches, **quiet),
-            },
-        )
+        arts = art("CarliniL2Method", initial_const=c, max_iter=n200, binary_search_steps=searches, **quiet)
+        table[name] = Entry("l2", n200 * searches, {**carlini_wagner(c, n200, searches), "art": arts})
     table |= {
         "ddn": Entry(
             *("l2", n100),

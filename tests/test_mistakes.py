@@ -111,7 +111,7 @@ MISTAKES = [
     (["mix.deal=stratfied"], "Did you mean 'stratified'?"),
     (["mix.components.pgd.weight=-1"], "pgd.weight must be 0 or at least 0.001"),
     (["mix.components.pgd.victims=[lenet]"], "'lenet'"),
-    (["mix.components.pgd.target=10"], "mix.components.pgd.target must be a class from 0 to 9, got 10"),
+    (["mix.components.pgd.target=10"], "mix.components.pgd.target=10 does not exist: there are 10 classes"),
     (["mix.components.pgd.against=self"], "against must be 'victim', got 'self': CDDRED does not"),
     (["mix.components.pgd.against=everyone"], "must be 'victim' or 'defended' or 'self'"),
     (["+mix.components.pgd.params.epps.uniform=[0,1]"], "did you mean 'eps'?"),
@@ -386,7 +386,7 @@ REPEATED_IN_AN_EVALUATION = [
     ("trainer.precision=15", "must be"),
     ("victim=torchvision_resnet18", "images of 3 channels, got 1: choose"),
     ("victim=lenett", "Did you mean 'lenet'?"),
-    ("mix.components.pgd.target=10", "a class from 0 to 9"),
+    ("mix.components.pgd.target=10", "there are 10 classes"),
 ]
 
 

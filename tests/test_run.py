@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import sys
 import types
 
@@ -252,3 +253,33 @@ def test_wandb_runs_do_not_merge(tiny, no_report, tmp_path, monkeypatch, mode):
     assert (tmp_path / "a" / "wandb_id.txt").read_text() == ids[0]
     if mode == "offline":
         assert {p.name.rsplit("-", 1)[1] for p in tmp_path.rglob("offline-run-*")} == set(ids)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["mix.components.pgd.attack.steps=-3"], "pgd.attack.steps must be finite and in [1, inf], got -3"),
+        (["mix.components.pgd.attack.eps=8"], "pgd.attack.eps=8 has no effect, since pgd.params.eps draws it"),
+        (["mix.components.pgd.params.eps.uniform=[4,8]"], "did you mean 4/255?"),
+        (
+            ["mix=redrl", "mix.components.patch.params.size.choice=[4,64]"],
+            "patch.params.size must be finite and in [1, 32]",
+        ),
+        (["mix.components.pgd.target=10"], "pgd.target=10 does not exist: there are 10 classes"),
+        (["mix=gred", "mix.components.deepfool_u.target=random"], "DeepFool is untargeted"),
+    ],
+)
+def test_a_mix_that_does_not_fit_is_found_before_a_victim_is_trained(words, message, tiny, monkeypatch):
+    def train_victim(*_):
+        raise AssertionError("a victim was trained")
+
+    monkeypatch.setattr(build, "_train_victim", train_victim)
+    with pytest.raises(Exception, match=re.escape(message)):
+        build.build(finalise(compose([*tiny, *words, "victim_root=nowhere"])))
+
+
+def test_a_victim_by_a_name_that_breaks_keys(tiny):
+    cfg = finalise(compose(tiny))
+    cfg.victims = {"cnn 8/255": cfg.victims.small_cnn}
+    with pytest.raises(ValueError, match=r"the name of a victim must be without '/', .* got 'cnn 8/255'"):
+        build.build(cfg)

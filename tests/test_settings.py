@@ -161,7 +161,6 @@ def test_tensorboard_that_is_not_there_names_its_extra(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_tensorboard_writes_beside_the_others(run, tmp_path):
-    pytest.importorskip("tensorboard")
     out = run("logger=[csv,tensorboard]")
     assert list(out.glob("tensorboard/version_0/events.out.*"))
     assert "train/loss" in (out / "csv" / "version_0" / "metrics.csv").read_text()

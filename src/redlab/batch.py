@@ -21,6 +21,26 @@ CLEAN = 0
 """Attack id of an image that was not attacked. Ids of attacks start at 1, in the order of the mix."""
 
 
+def check_name(kind: str, name: str) -> None:
+    """Checks the name of an attack or a victim, which goes into keys such as ``d/<attack>/<victim>`` and into tables.
+
+    Args:
+        kind: what it names, for the message.
+        name: the name.
+
+    Raises:
+        ValueError: it has a character that breaks a key, a line or a figure, or is what tables call something else.
+
+    >>> check_name("component", "pgd 8 of 255")
+    """
+    if not isinstance(name, str) or not name or name != name.strip() or not name.isprintable():
+        raise ValueError(f"the name of a {kind} must be printable text without spaces around it, got {name!r}")
+    if bad := [mark for mark in "/$" if mark in name]:
+        raise ValueError(f"the name of a {kind} must be without {bad[0]!r}, which keys or figures need, got {name!r}")
+    if name in ("all attacks", "no attack"):
+        raise ValueError(f"the name of a {kind} must not be {name!r}, which tables call something else")
+
+
 class RawBatch(NamedTuple):
     """What a loader yields, before anything is attacked.
 

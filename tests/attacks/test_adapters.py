@@ -95,6 +95,8 @@ class Breaks(Plain):
 
 
 class FixedEpsilonAttack:
+    distance = types.SimpleNamespace(p=float("inf"))
+
     def __init__(self, steps: int = 1) -> None:
         self.steps = steps
 
@@ -313,6 +315,7 @@ def test_a_target_for_an_attack_without_one(attack: tuple[str, str, dict[str, An
         (lambda: Foolbox(arguments={"step": 1}), "did you mean 'steps'"),
         (lambda: Foolbox(eps=None), "foolbox.attacks.LinfPGD needs a budget, got eps=None"),
         (lambda: Foolbox(eps=-0.5), r"-0\.5"),
+        (lambda: Foolbox(eps=8), "eps must be at most 1, got 8; .* did you mean 8/255"),
         (lambda: Foolbox(eps=torch.ones(6)), "one number for all rows"),
         (lambda: AdvLib(arguments={"targeted": True}), "no argument 'targeted'"),
         (lambda: AdvLib(attack="dnn"), "did you mean ddn"),

@@ -41,6 +41,7 @@ from redlab.attacks import (
     SmoothedPGD,
     SpatialTransform,
     Square,
+    Stored,
     WassersteinFrankWolfe,
     WassersteinPGD,
 )
@@ -114,6 +115,7 @@ ATTACKS = [
     Case("square-l2", partial(Square, norm="l2", queries=12, rescale=False), "l2", raises=lead),
     Case("bpda", partial(OnADefence, attack=PGD(steps=2)), None),
     Case("eot", partial(EOT, attack=PGD(steps=2), samples=2), None),
+    Case("stored", partial(Stored, attack=PGD(steps=2, eps=0.1)), None),
     Case("smoothed-pgd", partial(SmoothedPGD, steps=3, samples=3, sigma=0.1), "linf"),
     Case("patch", partial(Patch, size=2, steps=5), "linf"),
     Case("feature", partial(FeatureAttack, guides=white, layer="", steps=5), "linf", draws=False, raises=like_white),
@@ -512,6 +514,7 @@ def test_a_target_for_an_untargeted_attack(case: Case) -> None:
 BAD_NUMBERS = [
     *(("eps", -0.5, r"-0\.5"), ("eps", float("nan"), "nan"), ("eps", float("inf"), "inf"), ("eps", "8/255", "8/255")),
     *(("eps", torch.full((8,), -0.5), r"-0\.5"), ("eps", torch.ones(5), r"\(5,\)"), ("eps", True, "True")),
+    *(("eps", 80.0, "got 80"), ("step_size", 80.0, "got 80"), ("sigma", 80.0, "got 80"), ("init_norm", 80.0, "got 80")),
     *(("alpha", -0.5, r"-0\.5"), ("alpha", 3.0, "3 > "), ("step_size", -2.0, "-2")),
     *(("beta", 1.5, r"1\.5"), ("alpha_max", -0.1, r"-0\.1"), ("overshoot", -1.0, "-1"), ("queries", 0, "got 0")),
     *(("queries", 2.5, r"2\.5"), ("p_init", 0.0, r"0\.0"), ("p_init", 1.5, r"1\.5"), ("targets", 0, "got 0")),

@@ -78,8 +78,8 @@ TRANSCRIBED: list[tuple[Any, Any]] = [
         partial(reference.cw_l2, confidence=0.0, c=0.5, lr=0.01, steps=7, searches=1),
     ),
     (
-        partial(CarliniWagnerLinf, eps=None, c=0.1, lr=0.05, steps=6),
-        partial(reference.cw_linf, c=0.1, lr=0.05, steps=6),
+        partial(CarliniWagnerLinf, eps=None, c=0.15, lr=0.05, steps=6),
+        partial(reference.cw_linf, c=0.15, lr=0.05, steps=6),
     ),
     (partial(DDN, steps=20, gamma=0.1), partial(reference.ddn, steps=20, gamma=0.1, norm=1.0, levels=256)),
     (
@@ -212,6 +212,22 @@ def test_a_row_that_cannot_be_fooled_gets_its_last_iterate(attack: Any) -> None:
     assert bool((x_adv.flatten(1).mean(1) < x.flatten(1).mean(1) - 1e-3).all())
 
 
+@pytest.mark.parametrize("scale", [1e20, 1e30, 1e37])
+@pytest.mark.parametrize("attack", [EDGES[0], CarliniWagnerLinf(eps=0.3), EDGES[2]], ids=str)
+def test_large_logits(attack: Any, scale: float) -> None:
+    """Where the squares of gradients overflow, and with the last even the weighted gradients."""
+
+    class Scaled(Curved):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * scale
+
+    model, x = Scaled(), images(3)
+    y = predictions(model, x)
+    x_adv = attack(model, x, y)
+    assert bool(torch.isfinite(x_adv).all())
+    assert bool(fooled(model, x_adv, y).all())
+
+
 class Brighter(nn.Module):
     """Class 1 wins where the mean is above 0.2."""
 
@@ -288,14 +304,35 @@ def test_deepfool_drops_finished_rows(finished: int, calls: list[int]) -> None:
     torch.testing.assert_close(x_adv, alone, rtol=0, atol=1e-5)
 
 
-def test_carlini_wagner_drops_rows_that_do_not_improve() -> None:
+@pytest.mark.parametrize(("c", "steps", "factor"), [(1.0, 100, 1.05), (10.0, 1000, 1.02)])
+def test_carlini_wagner_waits_until_an_overshoot_is_undone(c: float, steps: int, factor: float) -> None:
+    """Adam runs across the boundary, and back again when it has forgotten the steep gradients before it."""
+    model, x = Linear(), images(48, margin=0.5)
+    x = x[model(x)[:, 1].abs().argsort()[24:]]
+    y, best = predictions(model, x), model(x)[:, 1].abs() / model.w.norm()
+    x_adv = CarliniWagnerL2(steps=steps, c=c, binary_search_steps=1)(model, x, y)
+    assert bool(fooled(model, x_adv, y).all())
+    assert (sizes(x_adv - x, "l2") / best).max() <= factor
+
+
+def test_grey_pixels_move_as_in_the_paper() -> None:
+    """The first step of Adam is the learning rate, down the gradient: (tanh(w - lr) + 1) / 2."""
+    x, y = images(4).clamp(0.025, 0.975), torch.zeros(4, dtype=torch.int64)
+    x_adv = CarliniWagnerL2(c=1e3, steps=1, lr=0.1, binary_search_steps=1)(Fortress(), x, y)
+    torch.testing.assert_close(x_adv, (torch.tanh(torch.atanh(2 * x - 1) - 0.1) + 1) / 2, rtol=0, atol=1e-6)
+
+
+def test_carlini_wagner_drops_rows_that_are_wrong_already_and_those_that_are_finished() -> None:
     model, x = Curved(), images(12)
     y = predictions(model, x)
+    y[::2] = (y[::2] + 1) % 5
     model.calls.clear()
-    CarliniWagnerL2(steps=200, c=1.0, binary_search_steps=1)(model, x, y)
-    assert model.calls[0] == 12
-    assert model.calls[-1] < 12
-    assert model.calls == sorted(model.calls, reverse=True)
+    CarliniWagnerL2(steps=199, c=1.0, binary_search_steps=2)(model, x, y)
+    assert model.calls == [12, *[6] * 199] * 2
+    model.calls.clear()
+    CarliniWagnerL2(steps=1000, c=1e-3, binary_search_steps=1)(model, x, y)  # so small a c gets nobody anywhere
+    assert model.calls[:201] == [12, *[6] * 200]
+    assert len(model.calls) < 1001
 
 
 def test_margin() -> None:

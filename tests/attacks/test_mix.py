@@ -16,7 +16,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from redlab.attacks import DDN, FGSM, PGD, RFGSM, Boundary, CarliniWagnerL2, LocalSearch, SampleRng
+from redlab.attacks import DDN, FAB, FGSM, PGD, RFGSM, Boundary, CarliniWagnerL2, DeepFool, LocalSearch, SampleRng
 from redlab.attacks.mix import AttackMix, Cell, Component, Defended, Plan
 from redlab.batch import AttackBatch
 
@@ -81,14 +81,14 @@ def rich(deal: str, **kw: Any) -> AttackMix:
     """Everything that is drawn, in one mix."""
     return AttackMix(
         {
-            "clean": Component(attack=None, weight=0.5),
+            "clean": Component(attack=None, weight=1 if deal == "all" else 0.5),
             "fgsm": Component(attack=FGSM(), params={"eps": {"integers": [1, 16], "over": 255}}),
             "rfgsm": Component(attack=RFGSM(), params={"eps": {"uniform": [0.02, 0.1]}}, target="random"),
             "pgd": Component(
                 attack=PGD(),
                 params={"eps": {"choice": [0.03, 0.1]}, "steps": {"integers": [1, 4]}},
                 victims=["c", "a"],
-                weight=1.5,
+                weight=1 if deal == "all" else 1.5,
             ),
             "l2": Component(attack=PGD(norm="l2", eps=1.0, steps=2), target="least_likely"),
             "straight": Component(attack=Straight()),
@@ -372,15 +372,75 @@ def test_number_of_classes_comes_from_the_model_where_it_says() -> None:
     assert victims["a"].calls == [8]
 
 
-def test_quantised_rows_are_exact_and_clean_rows_untouched() -> None:
-    batch, _, x, _ = craft(rich("stratified", quantize=8), nets(), n=72)
+@pytest.mark.parametrize("rounding", ["fooling", "nearest"])
+def test_quantised_rows_are_exact_and_clean_rows_untouched(rounding: str) -> None:
+    batch, plan, x, _ = craft(rich("stratified", quantize=8, rounding=rounding), nets(), n=72)
     levels = torch.arange(256) / 255
     attacked = batch.attack > 0
     assert bool(torch.isin(batch.adv[attacked], levels).all())
     assert bool((batch.adv[~attacked] == x[~attacked]).all())
     floats, *_ = craft(rich("stratified"), nets(), n=72)
     assert not bool(torch.isin(floats.adv[attacked], levels).all())
-    assert (floats.adv - batch.adv)[attacked].abs().max() <= 0.5 / 255 + 1e-6
+    if rounding == "nearest":
+        assert bool((batch.adv[attacked] == (floats.adv[attacked] * 255).round() / 255).all())
+    within = []
+    for i, name in enumerate(batch_names := rich("stratified").names):
+        rows = batch.attack == i
+        delta = (batch.adv - batch.clean)[rows].flatten(1)
+        if "eps" in plan.params.get(name, {}):
+            within.append(bool((delta.abs().amax(1) <= plan.params[name]["eps"][rows] + 1e-6).all()))
+        elif name == "l2":
+            within.append(bool((delta.norm(dim=1) <= 1.0 + 1e-6).all()))
+    assert len(batch_names) == 6
+    assert within == [True] * 4 if rounding == "fooling" else not all(within)
+
+
+def test_what_fools_still_does_when_it_is_stored() -> None:
+    """Judged on the stored image; plain rounding undoes the smallest perturbations."""
+    victims, n = nets("a"), 96
+    x, _ = data(n)
+    x = (x * 255).round() / 255
+    with torch.no_grad():
+        y = victims["a"](x).argmax(1)
+    smallest = {
+        "deepfool": Component(attack=DeepFool()),
+        "fab": Component(attack=FAB(norm="l2", steps=5), target="random"),
+        "cw": Component(attack=CarliniWagnerL2(c=1.0, steps=60, binary_search_steps=2)),
+        "weak": Component(attack=FGSM(eps=1 / 255)),
+    }
+    counts = {}
+    for quantize, rounding in ((None, "fooling"), (8, "nearest"), (8, "fooling")):
+        mix = AttackMix(smallest, quantize=quantize, rounding=rounding)  # type: ignore[arg-type]
+        batch = mix.craft(victims, x, y, make(mix, torch.arange(n), victim_names=["a"]), want_fooled=True)
+        with torch.no_grad():
+            said = victims["a"](batch.adv).argmax(1)
+        assert batch.fooled is not None
+        assert torch.equal(batch.fooled, torch.where(batch.target >= 0, said == batch.target, said != y))
+        counts[quantize, rounding] = [int(batch.fooled[batch.attack == i].sum()) for i in range(1, 5)]
+    floats, nearest, stored = counts.values()
+    assert min(floats[:3]) >= 20
+    assert all(k < f for k, f in zip(nearest[:3], floats[:3], strict=True))
+    assert all(k >= f for k, f in zip(stored[:3], floats[:3], strict=True))
+    assert stored[3] < 24
+
+
+def test_storing_costs_one_call_and_no_more_where_nothing_is_lost() -> None:
+    """And with `fooled` asked for none at all, since it says what the stored images do."""
+    x = torch.full((8, *SHAPE), 0.4)
+
+    class Bright(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls.append(len(x))
+            score = x.mean((1, 2, 3)) - 0.5
+            return torch.stack([-score, score], 1)
+
+    y = torch.zeros(8, dtype=torch.int64)
+    for want, plain, stored in ((False, [], [8]), (True, [8, 8], [8, 8])):
+        for quantize, calls in ((None, plain), (8, stored)):
+            victims = {"a": Bright(0)}
+            mix = AttackMix({"straight": Component(attack=Straight())}, quantize=quantize)
+            mix.craft(victims, x, y, make(mix, torch.arange(8), victim_names=["a"]), want_fooled=want)
+            assert victims["a"].calls == calls
 
 
 def test_fooled_and_only_fooled() -> None:
@@ -603,7 +663,7 @@ def test_bad_components(components: dict[str, Any], message: str) -> None:
         AttackMix(components)
 
 
-@pytest.mark.parametrize("kw", [{"deal": "stratifed"}, {"quantize": 0}, {"quantize": 8.0}])
+@pytest.mark.parametrize("kw", [{"deal": "stratifed"}, {"quantize": 0}, {"quantize": 8.0}, {"rounding": "up"}])
 def test_bad_options(kw: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=str(next(iter(kw.values())))):
         AttackMix(component(), **kw)

@@ -3,7 +3,19 @@
 import pytest
 import torch
 
-from redlab.attacks import Boundary, LocalSearch, SpatialTransform, Square, WassersteinFrankWolfe, WassersteinPGD
+from redlab.attacks import (
+    DDN,
+    FAB,
+    Boundary,
+    CarliniWagnerL2,
+    DeepFool,
+    LocalSearch,
+    SpatialTransform,
+    Square,
+    Stored,
+    WassersteinFrankWolfe,
+    WassersteinPGD,
+)
 from redlab.data import fashion_mnist
 from redlab.runs.build import build_victims
 from redlab.runs.config import compose, finalise
@@ -69,3 +81,29 @@ def test_wasserstein_pgd_fools_where_its_radius_grows(target):
     left = accuracy(victim, WassersteinPGD(growth=1.1, steps=160)(victim, x, y), y)
     print(f"projected Sinkhorn: accuracy {100 * left:.1f} %")
     assert left < 0.2
+
+
+SMALLEST = {
+    "DeepFool": DeepFool(),
+    "FAB": FAB(norm="l2", steps=30),
+    "CW": CarliniWagnerL2(c=0.1, steps=100, binary_search_steps=5),
+    "DDN": DDN(levels=None),
+}
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_smallest_perturbations_survive_storage(name, target):
+    """At most one of 32 images that the victim gets right is lost, at no more than 1.15 times the norm."""
+    victim, x, y = target
+    with torch.no_grad():
+        right = (victim(x).argmax(1) == y).nonzero()[:32, 0]
+    x, y = x[right], y[right]
+    plain, stored = SMALLEST[name](victim, x, y), Stored(attack=SMALLEST[name])(victim, x, y)
+    before, nearest, after = (
+        round(32 * (1 - accuracy(victim, z, y))) for z in (plain, (plain * 255).round() / 255, stored)
+    )
+    norms = [(z - x).flatten(1).norm(dim=1).mean() for z in (plain, stored)]
+    print(f"{name}: {before} of 32, {nearest} after rounding, {after} stored, {norms[1] / norms[0]:.4f} times the norm")
+    assert nearest < before
+    assert after >= 31
+    assert norms[1] <= 1.15 * norms[0]

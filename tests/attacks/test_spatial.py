@@ -76,6 +76,23 @@ def test_it_moves_what_is_there(flow_loss: str, targeted: bool) -> None:
     assert bool((x_adv.amax((1, 2, 3)) <= x.amax((1, 2, 3))).all())  # nothing brighter than what was read
 
 
+@pytest.mark.parametrize("scale", [1e20, 1e30, 1e37])
+@pytest.mark.parametrize("flow_loss", ["sum", "norm"])
+def test_large_logits(flow_loss: str, scale: float) -> None:
+    """Where the squares of gradients overflow."""
+
+    class Scaled(Where):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * scale
+
+    x = images(4, 1, 8, 6) * 0.8
+    y = Where()(x).argmax(1)
+    x_adv = SpatialTransform(smoothness=1e-3, flow_loss=flow_loss, lr=0.1, steps=60)(Scaled(), x, y)
+    assert bool(torch.isfinite(x_adv).all())
+    assert torch.equal(Where()(x_adv).argmax(1), 1 - y)
+    assert bool((x_adv.amax((1, 2, 3)) <= x.amax((1, 2, 3))).all())
+
+
 def test_an_even_image_cannot_change() -> None:
     x = torch.full((1, 3, 4, 4), 0.3)
     torch.testing.assert_close(SpatialTransform(steps=5)(Where(), x, torch.tensor([0])), x)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from redlab.attacks import WassersteinFrankWolfe, WassersteinPGD
 from redlab.attacks.transport import Window, price_of, project_plan, wright_omega
+from redlab.attacks.wasserstein import in_pieces
 
 CPU = torch.device("cpu")
 BOTH = pytest.mark.parametrize(
@@ -368,3 +369,43 @@ def test_entropy_per_row_equals_separate_calls(attack: Any) -> None:
         replace(attack, entropy=float(e), steps=4)(model, x[i : i + 1], y[i : i + 1]) for i, e in enumerate(entropy)
     ]
     torch.testing.assert_close(together, torch.cat(apart), rtol=0, atol=1e-6)
+
+
+class Kinked(nn.Module):
+    """Convolutions with ReLU and pooling, in float32, whose last bits depend on the number of rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            layers = [nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 8, 3), nn.ReLU()]
+            self.net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(8 * 16, 5)).eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x * (1.0 + 1.2e-7 * len(x))) * 20.0
+
+
+def test_a_row_is_the_same_alone_and_in_a_batch() -> None:
+    """Also where the victim's rounding is not."""
+    model, x, attack = Kinked(), random_images(17, 1, 12, 12, seed=24), WassersteinFrankWolfe(eps=0.3, steps=12)
+    y = model(x).argmax(1)
+    whole, part, alone = (attack(model, x[rows], y[rows]) for rows in (slice(17), slice(10, 14), slice(12, 13)))
+    torch.testing.assert_close(alone, whole[12:13], rtol=0, atol=1e-5)
+    torch.testing.assert_close(part, whole[10:14], rtol=0, atol=1e-5)
+    assert bool(((whole - x).abs().amax((1, 2, 3)) > 0.05).any())
+
+
+@pytest.mark.parametrize("rows", [1, 4, 9])
+def test_pieces_of_one_size(rows: int) -> None:
+    sizes: list[int] = []
+
+    def classify(piece: Tensor) -> Tensor:
+        sizes.append(len(piece))
+        return piece.square().flatten(1)[:, :3]
+
+    x = random_images(rows, 1, 2, 2, seed=25).requires_grad_()
+    logits = in_pieces(classify, 4)(x)
+    assert sizes == [4] * -(-rows // 4)
+    torch.testing.assert_close(logits, x.square().flatten(1)[:, :3])
+    (grad,) = torch.autograd.grad(logits.sum(), x)
+    torch.testing.assert_close(grad.flatten(1)[:, :3], 2 * x.flatten(1)[:, :3])

@@ -37,7 +37,7 @@ def mix(**options):
     eps = {"eps": {"uniform": [0.05, 0.2]}}
     components = {
         "clean": Component(attack=None),
-        "fgsm": Component(attack=FGSM(eps=0.1), params=eps),
+        "fgsm": Component(attack=FGSM(), params=eps),
         "pgd": Component(attack=PGD(eps=0.1, steps=2), victims=["b"]),
     }
     return AttackMix(components, seed=7, **options)

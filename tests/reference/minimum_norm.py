@@ -16,12 +16,15 @@ def f6(model, image, goal, targeted):
 
 
 def tanh_space(x):
-    """With redlab's 0.9, which the papers lack: it lets black and white pixels move."""
-    return torch.atanh((2 * x - 1) * 0.9)
+    """As in the papers, but for redlab's change: pixels within 0.02 of black or white start 0.02 away from the end."""
+    return torch.atanh(2 * x.clamp(0.02, 0.98) - 1)
 
 
-def pixels(w):
-    raw = (torch.tanh(w) / 0.9 + 1) / 2
+def pixels(w, x):
+    """(tanh w + 1) / 2; of the pixels near an end, moved back by what they start too far and stretched to the other."""
+    p, start = (torch.tanh(w) + 1) / 2, x.clamp(0.02, 0.98)
+    up, down = x + (p - start) * (1 - x) / (1 - start), x + (p - start) * x / start
+    raw = torch.where(x < 0.02, up, torch.where(x > 0.98, down, p))
     return raw + (raw.clamp(0, 1) - raw).detach()  # the gradient does not see the clip
 
 
@@ -43,14 +46,14 @@ class Adam:
 
 
 def cw_l2(model, x, goal, targeted, confidence, c, lr, steps, searches):
-    """Best image, found or not; the last iterate where none was found."""
+    """Best image, found or not; the last iterate where none was found. No search step ends early."""
     low, high, best, best_norm, last = 0.0, 1e10, None, math.inf, None
     for _ in range(searches):
         w = tanh_space(x).requires_grad_()
         adam = Adam(w, lr)
-        found, previous = False, math.inf
-        for step in range(steps + 1):
-            image = pixels(w)
+        found = False
+        for _ in range(steps + 1):
+            image = pixels(w, x)
             f = f6(model, image, goal, targeted)
             norm = ((image - x) ** 2).sum()
             loss = norm + c * torch.clamp(f + confidence, min=0)
@@ -59,10 +62,6 @@ def cw_l2(model, x, goal, targeted, confidence, c, lr, steps, searches):
                 found = True
                 if norm < best_norm:
                     best, best_norm = image.detach(), norm.item()
-            if step % max(10, steps // 10) == 0:
-                if step and loss > 0.9999 * previous:
-                    break
-                previous = loss.item()
             adam.step(loss)
         if found:
             high = min(high, c)
@@ -79,7 +78,7 @@ def cw_linf(model, x, goal, targeted, c, lr, steps):
         w = w.detach().requires_grad_()
         adam, done, tries = Adam(w, lr), False, 0
         while not done:
-            image = pixels(w)
+            image = pixels(w, x)
             f, delta = f6(model, image, goal, targeted), (image - x).abs()
             last = image.detach()
             if f < 0 and delta.max() < best_norm:

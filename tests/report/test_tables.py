@@ -1,8 +1,16 @@
+import io
+import re
 from collections.abc import Iterable
+from html import escape
 
 import pytest
+import torch
 from rich.console import Console
 
+from redlab.attacks import FGSM
+from redlab.attacks.mix import AttackMix, Component
+from redlab.batch import AttackBatch
+from redlab.metrics import RestorationMetrics
 from redlab.metrics.restoration import QUANTITIES
 from redlab.report.run_report import tables_of
 from redlab.report.tables import ACCURACIES, Table, console, html, markdown, metrics_table, per_attack
@@ -29,6 +37,34 @@ def test_rows_are_attacks_and_cells_stay_where_they_belong() -> None:
 
 def test_a_longer_name_is_another_measure() -> None:
     assert per_attack({"test/d": 1.0, "test/d_attack": 2.0, "test/d_attack/pgd": 3.0}, "d") == {"": 1.0}
+
+
+ODD = ["pgd|20", "<pgd> & co", "[red]pgd[red]", "pgd, 20 steps", '"pgd"', "_pgd", "a.b", "{pgd}", "50 %", "adaptive_d"]
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_an_odd_name_is_in_every_table(name: str) -> None:
+    """Of an attack and of a victim, from the metric to the screen."""
+    AttackMix({name: Component(attack=FGSM())}).check([name])
+    x, ids = torch.full((1, 1, 4, 4), 0.5), torch.zeros(1, dtype=torch.int64)
+    batch = AttackBatch(x, x + 0.1, ids, ids + 1, ids, ids - 1, ids, ids == 0)
+    right, wrong = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+    metric = RestorationMetrics(["clean", name], [name])
+    metric.update(batch, x, right, wrong, right, wrong)
+    table = metrics_table({f"test/{key}": value for key, value in metric.compute().items()}, ACCURACIES, "t")
+    assert [row[0] for row in table.rows] == ["all attacks", name]
+    assert "\n| " + name.replace("|", "\\|") + " |" in markdown(table)
+    assert re.search(f"<td[^>]*>{re.escape(escape(name))}</td>", html(table))
+    terminal = Console(width=200, record=True, file=io.StringIO())
+    terminal.print(console(table))
+    assert name in terminal.export_text()
+
+
+@pytest.mark.parametrize("name", ["pgd 8/255", "$pgd$", "pgd\n", " pgd", "", "all attacks", "no attack"])
+def test_a_name_that_would_not_be_is_refused(name: str) -> None:
+    for attacks, victims in ((["clean", name], ["lenet"]), (["clean", "pgd"], [name])):
+        with pytest.raises(ValueError, match=re.escape(repr(name))):
+            RestorationMetrics(attacks, victims)
 
 
 def test_ragged_rows_are_refused() -> None:

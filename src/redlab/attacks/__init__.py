@@ -25,6 +25,7 @@ from redlab.attacks.rng import SampleRng
 from redlab.attacks.rp2 import RP2
 from redlab.attacks.spatial import SpatialTransform
 from redlab.attacks.square import Square
+from redlab.attacks.stored import Stored
 from redlab.attacks.wasserstein import WassersteinFrankWolfe, WassersteinPGD
 from redlab.attacks.wrappers import BPDA, EOT, Defended, SmoothedPGD
 
@@ -54,6 +55,7 @@ __all__ = [
     "SpatialTransform",
     "Square",
     "SteppedAttack",
+    "Stored",
     "WassersteinFrankWolfe",
     "WassersteinPGD",
     "ascend",

@@ -116,6 +116,10 @@ class Foolbox:
             isinstance(self.eps, bool) or not isinstance(self.eps, Real) or not 0 <= self.eps < np.inf
         ):
             raise ValueError(f"eps must be one number for all rows, not negative, or None, got {self.eps!r}")
+        linf = getattr(getattr(make, "distance", None), "p", None) == np.inf
+        if self.eps is not None and linf and self.eps > 1:
+            hint = f"images are in [0, 1]: did you mean {self.eps:g}/255?"
+            raise ValueError(f"eps must be at most 1, got {self.eps:g}; {hint}")
 
     @sound
     def __call__(

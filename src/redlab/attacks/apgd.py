@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from redlab.attacks.guard import check_inputs, checked, guard, outside_inference, per_row, sound
 from redlab.attacks.margin import dlr, wins
-from redlab.attacks.project import Ball, check_norm, per_pixel, random_start, steepest
+from redlab.attacks.project import Ball, check_norm, checked_length, per_pixel, random_start, steepest
 from redlab.attacks.rng import SampleRng
 from redlab.attacks.rows import split_by_steps
 
@@ -68,7 +68,7 @@ class APGD:
         with guard(model):
             x, y = outside_inference(x), outside_inference(y)
             target = None if target is None else outside_inference(target)
-            eps = per_row("eps", self.eps, x)
+            eps = checked_length("eps", self.eps, x, self.norm)
             start = random_start(x, eps, self.norm, SampleRng.for_batch(x, rng))
             return climb(self._judge(checked(model, y, target), y, target), x, start, eps, self.steps, self.norm)
 

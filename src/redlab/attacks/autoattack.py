@@ -16,7 +16,7 @@ from redlab.attacks.apgd import APGD
 from redlab.attacks.fab import FAB
 from redlab.attacks.guard import check_inputs, checked, guard, is_whole, outside_inference, per_row, sound
 from redlab.attacks.margin import wins
-from redlab.attacks.project import check_norm, project
+from redlab.attacks.project import check_norm, checked_length, project
 from redlab.attacks.rng import SampleRng
 from redlab.attacks.square import Square
 from redlab.batch import Attack
@@ -65,7 +65,7 @@ class AutoAttack:
         with guard(model):
             x, y, rng = outside_inference(x), outside_inference(y), SampleRng.for_batch(x, rng)
             target = None if target is None else outside_inference(target)
-            eps = per_row("eps", self.eps, x)
+            eps = checked_length("eps", self.eps, x, self.norm)
             steps = per_row("steps", self.steps, x, low=1, whole=True)
             queries = per_row("queries", self.queries, x, low=1, whole=True)
             classify = checked(model, y, target)

@@ -10,32 +10,44 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from redlab.attacks.guard import check_inputs, checked, guard, outside_inference, per_row, sound
 from redlab.attacks.margin import margin
-from redlab.attacks.project import Ball, per_pixel
+from redlab.attacks.project import Ball, checked_length, per_pixel
 from redlab.attacks.rng import SampleRng
 from redlab.attacks.rows import split_by_steps
 
-_SQUEEZE = 0.9
-"""The image is tanh(w) / (2 * 0.9) + 1 / 2, clipped. With 1 in the place of 0.9 a black or white pixel would lie at the
-end of the tanh, where there is no slope: it would need hundreds of Adam steps to get away, or never would."""
+_EDGE = 0.02
+"""Black and white pixels start this far from the ends of the tanh, where it has no slope: from the ends themselves
+they would need hundreds of Adam steps to get away, or never would. In between all is the papers' (tanh w + 1) / 2, and
+no pixel is quicker than there: a tanh squeezed for all pixels takes longer steps, and overshoots."""
+
+_STEEP = 1e18
+"""Gradients count as no steeper, so that their squares, of which Adam keeps a mean, do not overflow float32."""
+
+_PATIENCE = 200
+"""Steps without progress after which a row leaves a search step. Adam overshoots the boundary, and comes back no sooner
+than its running mean of squares has forgotten the steep gradients before it, which takes hundreds of steps. With the
+authors' patience of a tenth of the steps norms were up to 50 % larger; with this one they are what they are without."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CarliniWagnerL2:
     """Minimises |x' - x|_2^2 + c * max(lack, 0) over w, where x' = (tanh w + 1) / 2; binary search over c per row.
 
-    The tanh reaches a little beyond [0, 1], so that black and white pixels can move (see ``_SQUEEZE``).
+    Pixels that are black or white, or nearly so, have a tanh that reaches a little beyond [0, 1], so that they can move
+    (see ``_EDGE``).
 
     After a search step c goes halfway towards the greatest value that failed for the row if it succeeded; if not,
-    halfway towards the least that succeeded, or to 10 c while none has. A row leaves a search step early when its loss
-    did not fall by 0.01 % in a tenth of the steps: the authors' rule, but row by row, and looked at every 10 steps at
-    most. Returns per row its smallest adversarial (the clean image itself where that is one already), or the last
-    iterate of the last search step where it found none. Costs at most (steps + 1) * binary_search_steps gradients.
+    halfway towards the least that succeeded, or to 10 c while none has. A row leaves a search step early if in 200
+    steps neither its loss, nor the lowest loss so far, nor the norm of its smallest adversarial fell by 0.01 % (the
+    authors ask for the loss alone, and after a tenth of the steps; see ``_PATIENCE``). Returns per row its smallest
+    adversarial (the clean image itself where that is one already), or the last iterate of the last search step where it
+    found none. Costs at most (steps + 1) * binary_search_steps gradients.
 
     Args:
         confidence: margin in logits that counts as success.
@@ -77,29 +89,32 @@ class CarliniWagnerL2:
     def _search(self, goal: _Goal, everyone: _Rows) -> tuple[Tensor, Tensor, Tensor]:
         """One value of c per row: whether it led to an adversarial, the best image so far and its squared norm."""
         rows = everyone.restarted()
-        found, best, best_norm = torch.zeros_like(rows.norm, dtype=torch.bool), rows.best.clone(), rows.norm.clone()
-        hit, loss = found.clone(), rows.norm
-        every = max(10, self.steps // 10)
+        best, best_norm = rows.best.clone(), rows.norm.clone()
+        lowest, smallest = torch.full_like(rows.norm, math.inf), torch.full_like(rows.norm, math.inf)
+        found, progress = smallest.clone(), torch.stack([lowest] * 3)
         for step in range(self.steps + 1):
             image, slope = rows.image()
             lack, grad = goal.evaluate(image, rows.label, rows.confidence)
             delta = image - rows.x
             norm = delta.square().sum((1, 2, 3))
             rows.keep_smallest(image, lack < 0, norm)
-            hit = hit | (lack < 0)
+            smallest = torch.where(lack < 0, torch.minimum(smallest, norm), smallest)
+            loss = norm + rows.c * lack.clamp(min=0.0)
+            lowest = torch.minimum(lowest, loss)
             grad = grad.mul_(per_pixel(rows.c * (lack > 0))).add_(delta, alpha=2.0)
             grad.mul_(slope)
-            if step % every == 0 or step == self.steps:
-                found[rows.index], best[rows.index], best_norm[rows.index] = hit, rows.best, rows.norm
-                before, loss = loss, norm + rows.c * lack.clamp(min=0.0)
-                stays = loss <= 0.9999 * before if step else lack >= 0
+            if step % _PATIENCE == 0 or step == self.steps:
+                found[rows.index], best[rows.index], best_norm[rows.index] = smallest, rows.best, rows.norm
+                before, progress = progress, torch.stack([loss, lowest, smallest])
+                stays = (progress < 0.9999 * before).any(0) if step else lack >= 0
                 left = 0 if step == self.steps else int(stays.sum())
                 if left == 0:
                     break
                 if left < len(stays):
-                    rows, hit, loss, grad = rows.only(stays), hit[stays], loss[stays], grad[stays]
+                    rows, grad, progress = rows.only(stays), grad[stays], progress[:, stays]
+                    lowest, smallest = lowest[stays], smallest[stays]
             rows.adam_step(grad)
-        return found, best, best_norm
+        return found.isfinite(), best, best_norm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +140,7 @@ class CarliniWagnerLinf:
         steps: number of Adam steps (per value of tau and c without a budget), at least 1.
     """
 
+    norm: ClassVar[str] = "linf"
     eps: float | Tensor | None = 8 / 255
     confidence: float | Tensor = 0.0
     c: float | Tensor | None = None
@@ -148,7 +164,8 @@ class CarliniWagnerLinf:
             rows = _Rows.start(outside_inference(x), goal.label, confidence, c, lr)
             if self.eps is None:
                 return self._shrink(goal, rows, self.steps)
-            return self._project(goal, rows, self.steps, Ball(rows.x, per_row("eps", self.eps, x), "linf"))
+            eps = checked_length("eps", self.eps, x, self.norm)
+            return self._project(goal, rows, self.steps, Ball(rows.x, eps, self.norm))
 
     def _project(self, goal: _Goal, everyone: _Rows, steps: int, ball: Ball) -> Tensor:
         """The form with a budget."""
@@ -211,11 +228,11 @@ class _Goal:
         self.classify = checked(model, self.label)
 
     def evaluate(self, image: Tensor, label: Tensor, confidence: Tensor) -> tuple[Tensor, Tensor]:
-        """(B,) margin plus confidence, and its gradient with respect to the image, NaN taken for 0."""
+        """(B,) margin plus confidence, and its gradient with respect to the image, NaN taken for 0; see ``_STEEP``."""
         image = image.detach().requires_grad_()
         lack = margin(self.classify(image), label, self.targeted) + confidence
         (grad,) = torch.autograd.grad(lack.sum(), image)
-        return lack.detach(), torch.nan_to_num(grad)
+        return lack.detach(), torch.nan_to_num(grad).clamp_(-_STEEP, _STEEP)
 
 
 @dataclass
@@ -232,7 +249,8 @@ class _Rows:
         best: smallest adversarial so far, or the last iterate.
         norm: its norm, infinite where there is no adversarial yet.
         start_w: first w.
-        offset: x minus the image of ``start_w``, so that the first iterate is the clean image to the bit.
+        start_p: (tanh w + 1) / 2 there, so that the first iterate is the clean image to the bit.
+        stretch: how far a pixel moves per change of p; above 1 near black and white, so that the other end is in reach.
         w: what Adam moves.
         mean: Adam's running mean of the gradient.
         square: Adam's running mean of its square.
@@ -248,7 +266,8 @@ class _Rows:
     best: Tensor
     norm: Tensor
     start_w: Tensor
-    offset: Tensor
+    start_p: Tensor
+    stretch: Tensor
     w: Tensor
     mean: Tensor
     square: Tensor
@@ -257,10 +276,14 @@ class _Rows:
     @classmethod
     def start(cls, x: Tensor, label: Tensor, confidence: Tensor, c: Tensor, lr: Tensor) -> _Rows:
         """All rows, at the clean image."""
-        w = ((x - 0.5) * _SQUEEZE + 0.5).logit().mul_(0.5)  # atanh(2 p - 1) = logit(p) / 2
+        p = x.clamp(_EDGE, 1.0 - _EDGE)
+        w, stretch = p.logit().mul_(0.5), torch.maximum((1.0 - x) / (1.0 - p), x / p)  # atanh(2 p - 1) = logit(p) / 2
         index, zero = torch.arange(len(x), device=x.device), torch.zeros_like(x)
-        norm, offset = torch.full_like(c, math.inf), x - _unsqueeze(torch.sigmoid(2.0 * w))
-        return cls(index, x, label, confidence, c, lr, x, norm, w, offset, w, zero, zero, torch.zeros_like(c))
+        norm, start_p = torch.full_like(c, math.inf), torch.sigmoid(2.0 * w)
+        return cls(
+            *(index, x, label, confidence, c, lr, x, norm, w, start_p, stretch),
+            *(w, zero, zero, torch.zeros_like(c)),
+        )
 
     def restarted(self) -> _Rows:
         """The same rows back at the clean image, with fresh tensors for Adam to write to."""
@@ -274,8 +297,8 @@ class _Rows:
     def image(self) -> tuple[Tensor, Tensor]:
         """The image, and the slope of its pixels as functions of w."""
         p = torch.sigmoid(2.0 * self.w)  # (tanh w + 1) / 2
-        image = _unsqueeze(p).add_(self.offset).clamp_(0.0, 1.0)
-        return image, (1.0 - p).mul_(p).mul_(2.0 / _SQUEEZE)
+        image = (p - self.start_p).mul_(self.stretch).add_(self.x).clamp_(0.0, 1.0)
+        return image, (1.0 - p).mul_(p).mul_(self.stretch).mul_(2.0)
 
     def keep_smallest(self, image: Tensor, hit: Tensor, norm: Tensor) -> None:
         """Keeps an iterate where it is the smallest adversarial, or where none has been found yet."""
@@ -292,12 +315,9 @@ class _Rows:
 
     def adam_step(self, grad: Tensor) -> None:
         """Kingma and Ba, algorithm 1, with the usual constants and a clock per row."""
+        grad = grad.clamp(-_STEEP, _STEEP)  # again, since c may be large
         self.age.add_(1.0)
         self.mean.lerp_(grad, 0.1)
         self.square.mul_(0.999).addcmul_(grad, grad, value=0.001)
         root = (self.square / per_pixel(1.0 - 0.999**self.age)).sqrt_().add_(1e-8)
         self.w.sub_((self.mean / root).mul_(per_pixel(self.lr / (1.0 - 0.9**self.age))))
-
-
-def _unsqueeze(p: Tensor) -> Tensor:
-    return (p - 0.5).div_(_SQUEEZE).add_(0.5)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from redlab.attacks.guard import check_inputs, checked, guard, outside_inference, per_row, sound
 from redlab.attacks.margin import margin
-from redlab.attacks.project import per_pixel, steepest
+from redlab.attacks.project import checked_length, per_pixel, steepest
 from redlab.attacks.rng import SampleRng
 from redlab.attacks.rows import split_by_steps
 
@@ -57,7 +57,7 @@ class DDN:
             return split_by_steps(self, model, x, y, target, rng)
         per_row("steps", self.steps, x, low=1, whole=True)
         gamma = per_row("gamma", self.gamma, x, high=1.0)
-        norm = per_row("init_norm", self.init_norm, x)
+        norm = checked_length("init_norm", self.init_norm, x, "l2")
         kick = steepest(SampleRng.for_batch(x, rng).normal("kick", *x.shape[1:]), "l2")
         with guard(model):
             x, label = outside_inference(x), outside_inference(y if target is None else target)

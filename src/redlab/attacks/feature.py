@@ -9,13 +9,13 @@ import difflib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from redlab.attacks.guard import check_inputs, checked, guard, outside_inference, per_row, sound
-from redlab.attacks.project import Ball, per_pixel, steepest
+from redlab.attacks.project import Ball, checked_length, per_pixel, steepest
 from redlab.attacks.rng import SampleRng
 
 GuideRule = Callable[[Tensor, Tensor, Tensor | None, SampleRng], Tensor]
@@ -41,6 +41,7 @@ class FeatureAttack:
         steps: number of steps, at least 1.
     """
 
+    norm: ClassVar[str] = "linf"
     guides: Tensor | GuideRule
     layer: str | None = None
     eps: float | Tensor = 10 / 255
@@ -56,8 +57,8 @@ class FeatureAttack:
         ``rng`` and ``target`` are for the rule; guides given as a tensor are followed whatever the target.
         """
         check_inputs(x, y, target)
-        eps = per_row("eps", self.eps, x)
-        length = eps / 4 if self.step_size is None else per_row("step_size", self.step_size, x)
+        eps = checked_length("eps", self.eps, x, self.norm)
+        length = eps / 4 if self.step_size is None else checked_length("step_size", self.step_size, x, self.norm)
         steps = per_row("steps", self.steps, x, low=1, whole=True)
         with guard(model):
             x, rng = outside_inference(x), SampleRng.for_batch(x, rng)

@@ -7,13 +7,14 @@ Tramer et al., "Ensemble adversarial training: attacks and defenses", ICLR 2018 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from redlab.attacks.ascend import GradientSteps, ascend
 from redlab.attacks.guard import check_inputs, per_row, sound
-from redlab.attacks.project import per_pixel
+from redlab.attacks.project import checked_length, per_pixel
 from redlab.attacks.rng import SampleRng
 
 
@@ -25,6 +26,7 @@ class FGSM:
         eps: linf budget in units of [0, 1], a number or one per row.
     """
 
+    norm: ClassVar[str] = "linf"
     eps: float | Tensor = 8 / 255
 
     @sound
@@ -45,7 +47,7 @@ class FGSM:
         Raises:
             ValueError: eps is negative, not finite or of the wrong shape.
         """
-        eps = per_row("eps", self.eps, x)
+        eps = checked_length("eps", self.eps, x, self.norm)
         return GradientSteps(x.detach(), eps, eps, torch.ones_like(eps, dtype=torch.int64))
 
 
@@ -58,6 +60,7 @@ class RFGSM:
         alpha: the part of eps that goes into the random step, at most eps; None means eps / 2.
     """
 
+    norm: ClassVar[str] = "linf"
     eps: float | Tensor = 8 / 255
     alpha: float | Tensor | None = None
 
@@ -79,7 +82,7 @@ class RFGSM:
         Raises:
             ValueError: eps or alpha is negative, not finite or of the wrong shape; alpha is greater than eps.
         """
-        eps = per_row("eps", self.eps, x)
+        eps = checked_length("eps", self.eps, x, self.norm)
         alpha = eps / 2 if self.alpha is None else per_row("alpha", self.alpha, x)
         if self.alpha is not None and bool((over := alpha > eps).any()):
             raise ValueError(f"alpha must not be greater than eps, got {alpha[over][0]:g} > {eps[over][0]:g}")

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
-from difflib import get_close_matches
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, Literal, NamedTuple
 
@@ -17,18 +16,31 @@ import torch
 from torch import Tensor, nn
 
 from redlab.attacks.ascend import GradientSteps, SteppedAttack, ascend
+from redlab.attacks.component import (
+    AGAINST,
+    MIN_WEIGHT,
+    Against,
+    Component,
+    Distribution,
+    check_attack,
+    check_component,
+    differentiable,
+    draws,
+    unknown,
+)
 from redlab.attacks.guard import check_images, check_inputs, guard, logits_of
 from redlab.attacks.rng import SampleRng
-from redlab.attacks.wrappers import Defended, Expected, StraightThrough
-from redlab.batch import CLEAN, Attack, AttackBatch, Restorer
+from redlab.attacks.stored import Limits, on_grid
+from redlab.attacks.wrappers import Defended
+from redlab.batch import CLEAN, AttackBatch, Restorer, check_name
 
-Against = Literal["victim", "defended", "self"]
-Gradient = Literal["exact", "bpda"] | Mapping[str, int]
+__all__ = ["AttackMix", "Cell", "Component", "Distribution", "Plan"]
+
 Deal = Literal["random", "stratified", "all"]
+Rounding = Literal["fooling", "nearest"]
 
-AGAINST = ("victim", "defended", "self")
 DEALS = ("random", "stratified", "all")
-MIN_WEIGHT = 0.001
+ROUNDINGS = ("fooling", "nearest")
 MAX_TABLE = 100_000
 
 
@@ -37,35 +49,6 @@ class Cell(NamedTuple):
 
     attack: int
     victim: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Component:
-    """One ingredient of a mix.
-
-    Attributes:
-        attack: the attack; None means clean images.
-        weight: relative share of the samples; 0 deals none. Where ``all`` are dealt, any other weight counts the same.
-        victims: names of the victims to attack, which share the weight evenly; None means all.
-        target: None (untargeted), "random" (uniform among the other K - 1 classes), "least_likely" (of the attacked
-            model on the clean image) or a class T (a row that already is of class T aims at (T + 1) mod K).
-        params: distribution of each attack parameter drawn per sample: ``{uniform: [lo, hi]}`` in [lo, hi),
-            ``{choice: [a, b, ...]}`` or ``{integers: [lo, hi], over: 255}``, both ends included, divided by ``over``;
-            ``shuffled`` is ``integers`` without replacement: of the rows that a cell gets one after the other, each
-            group as long as the range has every value once. It needs a deal by position, so not ``random``.
-        against: "victim"; "defended", the restorer and then the victim; or "self", the defender as a classifier
-            (adversarial training).
-        gradient: how to differentiate a defended victim: "exact"; "bpda", the restorer taken for the identity; or
-            ``{eot: n}``, the mean answer of n draws of a restorer that draws.
-    """
-
-    attack: Attack | None
-    weight: float = 1.0
-    victims: Sequence[str] | None = None
-    target: Literal["random", "least_likely"] | int | None = None
-    params: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    against: Against = "victim"
-    gradient: Gradient = "exact"
 
 
 @dataclass(frozen=True)
@@ -94,77 +77,6 @@ class Plan:
         return len(self.source)
 
 
-@dataclass(frozen=True)
-class Distribution:
-    """A checked entry of ``Component.params``."""
-
-    kind: str
-    values: tuple[float, ...]
-    over: float = 1
-
-    @classmethod
-    def parse(cls, where: str, spec: object) -> Distribution:
-        """Reads ``{kind: values}``.
-
-        Args:
-            where: the parameter's name, for messages.
-            spec: the mapping.
-
-        Returns:
-            The distribution.
-
-        Raises:
-            ValueError: unknown kind, or values that are not numbers or not in order.
-        """
-        kinds = ("uniform", "choice", "integers", "shuffled")
-        given = dict(spec) if isinstance(spec, Mapping) else {}
-        over = given.pop("over", 1)
-        kind = next(iter(given), None)
-        if len(given) != 1 or kind not in kinds:
-            raise ValueError(f"{where} must be one of {{uniform|choice|integers|shuffled: [...]}}, got {spec!r}")
-        values = given[kind]
-        values = tuple(values) if isinstance(values, Sequence) and not isinstance(values, str) else ()
-        if not values or not all(_is_number(v) for v in (*values, over)):
-            raise ValueError(f"{where}.{kind} must be a list of finite numbers, got {spec!r}")
-        if kind != "choice" and (len(values) != 2 or values[0] > values[1]):
-            raise ValueError(f"{where}.{kind} must be [lowest, highest], got {list(values)}")
-        whole = kind in ("integers", "shuffled")
-        if whole and not all(isinstance(v, int) for v in values):
-            raise ValueError(f"{where}.{kind} must have whole bounds (use `over` to divide), got {list(values)}")
-        if over != 1 and (not whole or over <= 0):
-            raise ValueError(f"{where}.over must be positive and go with integers or shuffled, got {spec!r}")
-        return cls(kind, values, over)
-
-    def draw(self, rng: SampleRng, name: str, turn: Tensor, cell: Tensor) -> Tensor:
-        """Draws for some rows.
-
-        Args:
-            rng: the rows' stream.
-            name: of the draw.
-            turn: (N,) int64, how many rows the row's cell got before it; for ``shuffled``.
-            cell: (N,) int64, number of the row's cell; for ``shuffled``.
-
-        Returns:
-            (N,) values, float32, or int64 where every possible value is whole.
-        """
-        if self.kind == "uniform":
-            lo, hi = self.values
-            u = rng.uniform(name)
-            # float32 could round up to hi itself, which is outside [lo, hi)
-            top = torch.nextafter(torch.tensor(float(hi)), torch.tensor(float(lo))).to(u.device)
-            return torch.minimum(lo + (hi - lo) * u, top)
-        if self.kind == "choice":
-            return torch.tensor(self.values, device=rng.index.device)[rng.integers(name, len(self.values))]
-        lo, hi = (int(v) for v in self.values)
-        if self.kind == "shuffled":
-            size = hi - lo + 1
-            group = replace(rng, index=(turn // size << 20) + cell)  # one order per group, whoever is in it
-            whole = lo + group.uniform(name, size).argsort(dim=1).gather(1, (turn % size)[:, None])[:, 0]
-        else:
-            whole = lo + rng.integers(name, hi - lo + 1)
-        return whole if self.over == 1 else whole.float() / self.over
-
-
 class AttackMix:
     """Deals attacks, victims and attack parameters to samples, and crafts the batch.
 
@@ -181,8 +93,10 @@ class AttackMix:
         components: name -> component. The order gives the ids 1, 2, ...; id 0 is always ``clean``, and the component
             without an attack, if there is one, carries that name. An empty mapping means clean images alone.
         deal: see above.
-        quantize: round attacked images to this many bits (8: multiples of 1/255, which can leave the ball of a budget
-            by up to 1/510); None keeps floats.
+        quantize: round attacked images to this many bits (8: multiples of 1/255); None keeps floats.
+        rounding: how. "fooling": so that an image that fools still does, and a budget is kept
+            (``redlab.attacks.Stored``); "nearest": to the nearest, which undoes some attacks and can leave the ball
+            of a budget by up to 1/510.
         only_fooled: rows whose attack failed are marked as not valid.
         seed: seed of every draw.
 
@@ -193,7 +107,7 @@ class AttackMix:
         >>> import torch
         >>> from redlab.attacks import FGSM
         >>> eps = {"eps": {"integers": [1, 16], "over": 255}}
-        >>> mix = AttackMix({"clean": Component(attack=None), "fgsm": Component(attack=FGSM(eps=0.1), params=eps)})
+        >>> mix = AttackMix({"clean": Component(attack=None), "fgsm": Component(attack=FGSM(), params=eps)})
         >>> mix.names
         ('clean', 'fgsm')
         >>> rows = torch.arange(4)
@@ -212,6 +126,7 @@ class AttackMix:
         *,
         deal: Deal = "stratified",
         quantize: int | None = None,
+        rounding: Rounding = "fooling",
         only_fooled: bool = False,
         seed: int = 0,
     ) -> None:
@@ -219,22 +134,62 @@ class AttackMix:
             raise ValueError(f"deal must be one of {DEALS}, got {deal!r}")
         if quantize is not None and (type(quantize) is not int or not 1 <= quantize <= 16):
             raise ValueError(f"quantize must be a number of bits from 1 to 16 or None, got {quantize!r}")
+        if rounding not in ROUNDINGS:
+            raise ValueError(f"rounding must be one of {ROUNDINGS}, got {rounding!r}")
+        if quantize is None and rounding != "fooling":
+            raise ValueError(f"rounding={rounding!r} has no effect without quantize: set quantize=8 or leave it out")
         given = components or {"clean": Component(attack=None)}
         self.components = {str(name): component for name, component in given.items()}
-        self.deal, self.quantize, self.only_fooled, self.seed = deal, quantize, only_fooled, seed
+        if len(self.components) < len(given):
+            raise ValueError(f"components must have different names, got {list(given)}")
+        self.deal, self.quantize, self.rounding = deal, quantize, rounding
+        self.only_fooled, self.seed = only_fooled, seed
+        self._distributions = {name: check_component(name, part) for name, part in self.components.items()}
         for name, component in self.components.items():
-            _check_component(name, component)
-        if not any(component.weight for component in self.components.values()):
-            raise ValueError(f"every component of the mix has weight 0: {list(self.components)}")
-        self.names: tuple[str, ...] = ("clean", *(name for name in self.components if name != "clean"))
-        self._distributions = {
-            name: {key: Distribution.parse(f"{name}.params.{key}", spec) for key, spec in component.params.items()}
-            for name, component in self.components.items()
-        }
-        for name, distributions in self._distributions.items():
-            for key, distribution in distributions.items():
+            if deal == "all" and component.weight not in (0, 1):
+                raise ValueError(
+                    f"{name}.weight={component.weight!r} has no effect where deal=all: set 1, "
+                    f"or 0 to leave it out of training"
+                )
+            for key, distribution in self._distributions[name].items():
                 if distribution.kind == "shuffled" and deal == "random":
                     raise ValueError(f"{name}.params.{key} is shuffled, which needs a deal by position, not 'random'")
+            check_attack(name, component, self._distributions[name])
+        if not any(component.weight for component in self.components.values()):
+            raise ValueError(f"every component of the mix has weight 0: {list(self.components)}")
+        if list(self.components) == ["clean"] and (quantize is not None or only_fooled):
+            option = "only_fooled" if quantize is None else f"quantize={quantize}"
+            raise ValueError(f"{option} has no effect in a mix without an attack: leave it out")
+        self.names: tuple[str, ...] = ("clean", *(name for name in self.components if name != "clean"))
+
+    def check(
+        self,
+        victim_names: Iterable[str],
+        *,
+        channels: int | None = None,
+        image_size: int | None = None,
+        num_classes: int | None = None,
+    ) -> None:
+        """Looks at what only the victims' names and the data can tell, before any victim is there.
+
+        Args:
+            victim_names: names of the victims.
+            channels: of the images; None where it is not known, like the next two.
+            image_size: side of the images in pixels.
+            num_classes: number of classes.
+
+        Raises:
+            ValueError: a component does not fit the victims, the images or the classes.
+        """
+        names = list(victim_names)
+        self.cells(names)
+        if self.deal != "all":
+            self._table(names)
+        for name, component in self.components.items():
+            if num_classes is not None and isinstance(component.target, int) and component.target >= num_classes:
+                raise ValueError(f"{name}.target={component.target} does not exist: there are {num_classes} classes")
+            if channels is not None and image_size is not None:
+                check_attack(name, component, self._distributions[name], (channels, image_size, image_size))
 
     def cells(self, victim_names: Iterable[str]) -> list[Cell]:
         """Every cell of an evaluation.
@@ -246,9 +201,11 @@ class AttackMix:
             Clean on each victim first, then each attack on its victims, also of components with weight 0.
 
         Raises:
-            ValueError: a component names a victim that is not there.
+            ValueError: a component names a victim that is not there, or a victim's name cannot be told in a table.
         """
         names = list(victim_names)
+        for victim in names:
+            check_name("victim", victim)
         return [Cell(attack, v) for attack, name in enumerate(self.names) for v in self._victim_ids(name, names)]
 
     def plan(
@@ -350,13 +307,16 @@ class AttackMix:
             fooled = torch.zeros_like(label, dtype=torch.bool)
             for (side, victim, gradient), parts in self._by_model(plan, against).items():
                 model = _attacked_model(side, victim, victims, defender)
-                self._attack(_differentiable(model, gradient), parts, plan, clean, label, adv, target)
+                limits = self._attack(differentiable(model, gradient), parts, plan, clean, label, adv, target)
                 rows = torch.cat([rows for _, rows in parts])
-                if self.quantize is not None:
-                    levels = 2**self.quantize - 1
+                won, levels = None, 2 ** (self.quantize or 0) - 1
+                if limits is not None:
+                    pairs = clean[rows], adv[rows], label[rows], target[rows]
+                    adv[rows], won = on_grid(model, *pairs, levels, limits)
+                elif self.quantize is not None:
                     adv[rows] = (adv[rows] * levels).round() / levels
                 if want_fooled:
-                    fooled[rows] = _fooled(model, clean[rows], adv[rows], label[rows], target[rows])
+                    fooled[rows] = _fooled(model, clean[rows], adv[rows], label[rows], target[rows], won)
             check_images("adv", adv)
             counts = torch.ones_like(fooled) if valid is None else valid[plan.source]
             if only_fooled:
@@ -382,7 +342,7 @@ class AttackMix:
         wanted = self.components[name].victims if name in self.components else None
         for victim in wanted or ():
             if victim not in victim_names:
-                raise ValueError(f"component {name!r} attacks {_unknown('victim', victim, victim_names)}")
+                raise ValueError(f"component {name!r} attacks {unknown('victim', victim, victim_names)}")
         return [i for i, victim in enumerate(victim_names) if wanted is None or victim in wanted]
 
     def _table(self, victim_names: Sequence[str]) -> list[tuple[int, int, int, int]]:
@@ -414,7 +374,7 @@ class AttackMix:
             if side == "self":
                 groups.setdefault((side, "", "exact"), []).append((name, of_attack.nonzero()[:, 0]))
                 continue
-            gradient = _gradient(name, self.components[name].gradient) if side == "defended" else "exact"
+            gradient = draws(name, self.components[name].gradient) if side == "defended" else "exact"
             for victim in torch.unique(plan.victim[of_attack]).tolist():
                 rows = (of_attack & (plan.victim == victim)).nonzero()[:, 0]
                 groups.setdefault((side, plan.victim_names[victim], gradient), []).append((name, rows))
@@ -429,8 +389,13 @@ class AttackMix:
         label: Tensor,
         adv: Tensor,
         target: Tensor,
-    ) -> None:
-        """Writes the images and targets of the rows that attack one model."""
+    ) -> Limits | None:
+        """Writes the images and targets of the rows that attack one model.
+
+        Returns:
+            The limits of these rows, part by part, where they are to be rounded so that they go on fooling.
+        """
+        limits: list[Limits] = []
         loops: dict[str, list[tuple[Tensor, GradientSteps]]] = {}
         for name, rows in parts:
             component = self.components[name]
@@ -438,6 +403,8 @@ class AttackMix:
             attack: Any = replace(component.attack, **drawn) if drawn else component.attack  # type: ignore[type-var]
             rng = plan.rng[rows].fork(name)
             x, y = clean[rows], label[rows]
+            if self.quantize is not None and self.rounding == "fooling":
+                limits.append(Limits.of(attack, x))
             goal = None if component.target is None else _targets(component.target, model, x, y, rng)
             if goal is not None:
                 target[rows] = goal
@@ -451,46 +418,14 @@ class AttackMix:
             goal = target[rows] if bool((target[rows] >= 0).any()) else None
             steps = GradientSteps.cat([steps for _, steps in loop])
             adv[rows] = ascend(model, clean[rows], label[rows], steps, goal)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _unknown(kind: str, name: str, known: Iterable[str]) -> str:
-    known = list(known)
-    close = get_close_matches(str(name), known, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"there are {known}"
-    return f"the unknown {kind} {name!r}; {hint}"
-
-
-def _check_component(name: str, component: Component) -> None:
-    if not isinstance(component, Component):
-        raise ValueError(f"component {name!r} must be a Component, got {component!r}")
-    if (name == "clean") != (component.attack is None):
-        raise ValueError(f"`clean` is the name of the component without an attack, got {name!r}: {component.attack!r}")
-    if not _is_number(component.weight) or (component.weight != 0 and component.weight < MIN_WEIGHT):
-        raise ValueError(f"{name}.weight must be 0 or at least {MIN_WEIGHT}, got {component.weight!r}")
-    victims = component.victims
-    if victims is not None and (isinstance(victims, str) or not victims or len(set(victims)) < len(victims)):
-        raise ValueError(f"{name}.victims must be a list of different names or None for all, got {victims!r}")
-    target = component.target
-    if target not in (None, "random", "least_likely") and (type(target) is not int or target < 0):
-        raise ValueError(f"{name}.target must be None, 'random', 'least_likely' or a class, got {target!r}")
-    if component.against not in AGAINST:
-        raise ValueError(f"{name}.against must be one of {AGAINST}, got {component.against!r}")
-    known: list[str] = [f.name for f in fields(component.attack)] if is_dataclass(component.attack) else []
-    _gradient(name, component.gradient)
-    for key in component.params:
-        if key not in known:
-            raise ValueError(f"component {name!r} draws {_unknown('parameter', key, known)}")
+        return Limits.cat(limits) if limits else None
 
 
 def _attacked_model(
     side: Against, victim: str, victims: Mapping[str, nn.Module], defender: nn.Module | None
 ) -> nn.Module:
     if side != "self" and victim not in victims:
-        raise ValueError(f"the plan attacks {_unknown('victim', victim, victims)}")
+        raise ValueError(f"the plan attacks {unknown('victim', victim, victims)}")
     if side == "victim":
         return victims[victim]
     if defender is None:
@@ -500,23 +435,6 @@ def _attacked_model(
     if not isinstance(defender, Restorer):
         raise ValueError(f"an attack against 'defended' needs a restorer; {type(defender).__name__} has no restore(x)")
     return Defended(defender, victims[victim])
-
-
-def _gradient(name: str, spec: Gradient) -> str | int:
-    """ "exact", "bpda" or the number of draws."""
-    if spec in ("exact", "bpda"):
-        return str(spec)
-    draws = spec.get("eot") if isinstance(spec, Mapping) and len(spec) == 1 else None
-    if type(draws) is not int or draws < 1:
-        raise ValueError(f"{name}.gradient must be exact, bpda or {{eot: n}}, n at least 1, got {spec!r}")
-    return draws
-
-
-def _differentiable(model: nn.Module, gradient: str | int) -> nn.Module:
-    """The model as its attacker differentiates it."""
-    if isinstance(gradient, int):
-        return Expected(model, gradient)
-    return StraightThrough(model) if gradient == "bpda" and isinstance(model, Defended) else model
 
 
 def _targets(rule: str | int, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRng) -> Tensor:
@@ -546,8 +464,14 @@ def _num_classes(model: nn.Module, x: Tensor) -> int:
     return int(known)
 
 
-def _fooled(model: nn.Module, clean: Tensor, adv: Tensor, label: Tensor, target: Tensor) -> Tensor:
-    """(B,) bool: right on clean and wrong on adv, or, where targeted, says the target class."""
+def _fooled(model: nn.Module, clean: Tensor, adv: Tensor, label: Tensor, target: Tensor, won: Tensor | None) -> Tensor:
+    """(B,) bool: right on clean and wrong on adv, or, where targeted, says the target class.
+
+    ``won`` is the answer to the part about adv, where it is known.
+    """
     with guard(model), torch.no_grad():
-        before, after = (logits_of(model, images, 0).argmax(1) for images in (clean, adv))
-    return torch.where(target >= 0, after == target, (before == label) & (after != label))
+        before: Tensor = logits_of(model, clean, 0).argmax(1) == label
+        if won is None:
+            after = logits_of(model, adv, 0).argmax(1)
+            won = torch.where(target >= 0, after == target, after != label)
+    return won & (before | (target >= 0))

@@ -7,6 +7,7 @@ goes back to Karmon, Zoran and Goldberg, "LaVAN: localized and visible adversari
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,7 @@ class Patch:
         random_start: whether to start from a uniform draw from the budget instead of the clean image.
     """
 
+    norm: ClassVar[str] = "linf"
     size: int | Tensor = 8
     eps: float | Tensor = 8 / 255
     step_size: float | Tensor = 0.01

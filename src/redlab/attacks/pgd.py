@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from redlab.attacks.ascend import GradientSteps, ascend
 from redlab.attacks.guard import check_inputs, per_row, sound
-from redlab.attacks.project import check_norm, random_start
+from redlab.attacks.project import check_norm, checked_length, random_start
 from redlab.attacks.rng import SampleRng
 
 
@@ -60,8 +60,8 @@ class PGD:
             ValueError: a number is out of range, not finite or of the wrong shape.
         """
         x = x.detach()
-        eps = per_row("eps", self.eps, x)
-        step_size = eps / 4 if self.step_size is None else per_row("step_size", self.step_size, x)
+        eps = checked_length("eps", self.eps, x, self.norm)
+        step_size = eps / 4 if self.step_size is None else checked_length("step_size", self.step_size, x, self.norm)
         steps = per_row("steps", self.steps, x, low=1, whole=True)
         start = random_start(x, eps, self.norm, SampleRng.for_batch(x, rng)) if self.random_start else x
         return GradientSteps(start, eps, step_size, steps, self.norm)

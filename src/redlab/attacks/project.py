@@ -6,10 +6,12 @@ Everything is per row: each image has its own eps.
 from __future__ import annotations
 
 import math
+from numbers import Real
 
 import torch
 from torch import Tensor
 
+from redlab.attacks.guard import per_row
 from redlab.attacks.rng import SampleRng
 
 NORMS = ("linf", "l2")
@@ -23,6 +25,35 @@ def check_norm(norm: str) -> None:
     """
     if norm not in NORMS:
         raise ValueError(f"norm must be one of {', '.join(NORMS)}, got {norm!r}")
+
+
+def checked_length(name: str, value: float | Tensor, x: Tensor, norm: str) -> Tensor:
+    """A budget, the length of a step or the like: ``per_row`` up to the greatest distance of two images in [0, 1].
+
+    Args:
+        name: name of the parameter, for the message.
+        value: a number, or a tensor of shape (B,) or ().
+        x: (B, C, H, W) the images.
+        norm: "linf" or "l2", in which the length is measured.
+
+    Returns:
+        (B,) float32.
+
+    Raises:
+        ValueError: wrong type or shape, not finite, negative, or beyond 1 (linf) or the root of C * H * W (l2).
+    """
+    most = 1.0 if norm == "linf" else math.sqrt(x[0].numel())
+    try:
+        return per_row(name, value, x, high=most)
+    except ValueError as error:
+        given = torch.as_tensor(value).flatten() if isinstance(value, Real | Tensor) else torch.zeros(1)
+        beyond = given[(given > most) & given.isfinite()]
+        if len(beyond) == 0:
+            raise
+        hint = (
+            f"did you mean {float(beyond.amin()):g}/255?" if norm == "linf" else "no two of this size are farther apart"
+        )
+        raise ValueError(f"{error}; images are in [0, 1]: {hint}") from error
 
 
 def per_pixel(values: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from redlab.attacks.guard import check_inputs, checked, guard, is_whole, outside_inference, per_row, sound
-from redlab.attacks.project import per_pixel
+from redlab.attacks.project import checked_length, per_pixel
 from redlab.attacks.rng import SampleRng
 
 SIGN_MASKS = (
@@ -80,7 +80,7 @@ class RP2:
     ) -> Tensor:
         """Attacks every row; see ``redlab.batch.Attack``. The draws are called "mask" and "start"."""
         check_inputs(x, y, target)
-        lr, penalty = per_row("lr", self.lr, x), per_row("penalty", self.penalty, x)
+        lr, penalty = checked_length("lr", self.lr, x, "linf"), per_row("penalty", self.penalty, x)
         steps = per_row("steps", self.steps, x, low=1, whole=True)
         with guard(model):
             x, label = outside_inference(x), outside_inference(y if target is None else target)

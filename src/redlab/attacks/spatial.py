@@ -18,6 +18,7 @@ from redlab.attacks.rng import SampleRng
 
 FLOW_LOSSES = ("sum", "norm")
 BETAS, TINY = (0.9, 0.999), 1e-8  # of Adam
+STEEP = 1e18  # gradients count as no steeper, so that their squares do not overflow
 ROUND = 0.01  # pixels: lengths in L_flow are rounded off below, so that its gradient is not undefined at equal flows
 
 
@@ -111,7 +112,7 @@ class SpatialTransform:
                         t[left] for t in (flow, grad, first, second, best, best_rough)
                     )
                 step += 1
-                grad = torch.nan_to_num(grad)
+                grad = torch.nan_to_num(grad).clamp_(-STEEP, STEEP)
                 first, second = first.lerp(grad, 1.0 - BETAS[0]), second.lerp(grad.square(), 1.0 - BETAS[1])
                 mean, square = first / (1.0 - BETAS[0] ** step), second / (1.0 - BETAS[1] ** step)
                 flow = inside(flow - per_pixel(lr) * mean / (square.sqrt() + TINY))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from redlab.attacks.guard import check_inputs, checked, guard, outside_inference, per_row, sound
 from redlab.attacks.margin import margin
-from redlab.attacks.project import check_norm, per_pixel
+from redlab.attacks.project import check_norm, checked_length, per_pixel
 from redlab.attacks.rng import SampleRng
 
 SPAN = 10_000
@@ -27,8 +27,9 @@ HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 class Square:
     """Proposes a change in a random window, of area p H W, and keeps it where the margin rises (algorithms 1 to 3).
 
-    Each row has its own windows and signs. A row is finished at its first success. The margin is
-    max_{i != y} z_i - z_y, or, with a target, z_target - max_{i != target} z_i.
+    Each row has its own windows and signs; in linf, signs that would change nothing in the window are drawn again. A
+    row is finished at its first success. The margin is max_{i != y} z_i - z_y, or, with a target,
+    z_target - max_{i != target} z_i.
 
     Args:
         norm: "linf" or "l2".
@@ -80,7 +81,7 @@ class Square:
             return self._run_each(model, x, y, target, SampleRng.for_batch(x, rng))
         with guard(model), torch.no_grad():
             x, y, rng = outside_inference(x), outside_inference(y), SampleRng.for_batch(x, rng)
-            eps = per_pixel(per_row("eps", self.eps, x))
+            eps = per_pixel(checked_length("eps", self.eps, x, self.norm))
             queries = per_row("queries", self.queries, x, low=1, whole=True)
             label, targeted = y if target is None else outside_inference(target), target is not None
             classify = checked(model, y, target)
@@ -137,13 +138,33 @@ def _stripes(x: Tensor, eps: Tensor, rng: SampleRng) -> Tensor:
 
 
 def _linf_window(x: Tensor, best: Tensor, eps: Tensor, share: float, rng: SampleRng) -> Tensor:
-    """``best`` with all of a window at one end of the box, the same end within a channel."""
+    """``best`` with all of a window at one end of the box, the same end within a channel.
+
+    Where that is what ``best`` is already, which befalls half of the windows of one channel, the ends are drawn again
+    until it is not, as in the authors' code: some channels change sides, any set of them with equal chances.
+    """
     channels, height, width = x.shape[1:]
     side = min(max(round(math.sqrt(share * height * width)), 1), height, width)
-    drawn = rng.uniform("window", 2 + channels)
-    sign = torch.where(drawn[:, 2:] < 0.5, -1.0, 1.0)[:, :, None, None]
+    drawn = rng.uniform("window", 3 + channels)
+    sign = torch.where(drawn[:, 2:-1] < 0.5, -1.0, 1.0)[:, :, None, None]
     window = _window(drawn[:, :2], side, height, width)[0]
-    return torch.where(window, (x + eps * sign).clamp_(0.0, 1.0), best)
+    tried = torch.where(window, (x + eps * sign).clamp_(0.0, 1.0), best)
+    # These do change something: one choice of ends gives ``best``, no more, since the two ends of a pixel differ.
+    others = torch.where(window, (x + eps * sign * _flips(drawn[:, -1], channels)).clamp_(0.0, 1.0), best)
+    return torch.where(per_pixel((tried == best).flatten(1).all(1)), others, tried)
+
+
+def _flips(drawn: Tensor, channels: int) -> Tensor:
+    """(n, C, 1, 1) of -1 and 1, any but all 1 with equal chances, from uniform draws in [0, 1).
+
+    Args:
+        drawn: (n,).
+        channels: C. Those beyond the 16th stay as they are.
+    """
+    places = torch.arange(channels, device=drawn.device)
+    ways = (1 << min(channels, 16)) - 1
+    bits = (1 + (drawn * ways).long())[:, None] >> places.clamp(max=16)
+    return (1.0 - 2.0 * (bits & 1))[:, :, None, None].to(drawn.dtype)
 
 
 def _l2_window(x: Tensor, best: Tensor, eps: Tensor, share: float, rng: SampleRng) -> Tensor:

@@ -13,6 +13,7 @@ what it was, or shrinks by what was cut off.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -23,12 +24,15 @@ from torch import Tensor, nn
 
 from redlab.attacks.guard import check_inputs, checked, guard, is_whole, outside_inference, per_row, sound
 from redlab.attacks.margin import margin
-from redlab.attacks.project import per_pixel
+from redlab.attacks.project import checked_length, per_pixel
 from redlab.attacks.rng import SampleRng
 from redlab.attacks.transport import Window, price_of, project_plan
 
 LEAST_ENTROPY = 1e-6
 """Below it, the scores are so large that float32 does not tell them apart."""
+
+PIECE = 16
+"""Rows in a call of the victim, which a GPU answers in the time of one; the CPU gets them one by one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +79,7 @@ class WassersteinPGD:
     ) -> Tensor:
         """Attacks every row; see ``redlab.batch.Attack``. ``rng`` is not used."""
         check_inputs(x, y, target)
-        window, length = Window(self.window, x.device), per_row("step_size", self.step_size, x)
+        window, length = Window(self.window, x.device), checked_length("step_size", self.step_size, x, "linf")
         growth = per_row("growth", self.growth, x, low=1.0)
 
         def step(rows: _Rows, grad: Tensor) -> _Rows:
@@ -186,11 +190,13 @@ def _climb(
         step: rows and the gradient of the loss with respect to their clipped images -> rows with new images.
         stop_at_success: whether a row ends with its first adversarial.
     """
-    eps, steps = per_row("eps", attack.eps, x), per_row("steps", attack.steps, x, low=1, whole=True)
+    farthest = math.hypot(attack.window // 2, attack.window // 2)
+    eps, steps = per_row("eps", attack.eps, x, high=farthest), per_row("steps", attack.steps, x, low=1, whole=True)
     entropy = per_row("entropy", attack.entropy, x, low=LEAST_ENTROPY)
     with guard(model), torch.no_grad():
         x, label = outside_inference(x), outside_inference(y if target is None else target)
-        classify, sign, result = checked(model, y, target), 1.0 if target is None else -1.0, x.clone()
+        classify = in_pieces(checked(model, y, target), 1 if x.device.type == "cpu" else PIECE)
+        sign, result = 1.0 if target is None else -1.0, x.clone()
         # Plans in float64: a small entropic term blows up last bits, which depend on how the batch was cut.
         mass, budget = x.double(), eps.double()
         rows = _Rows(
@@ -229,6 +235,27 @@ def _climb(
                     return result
                 rows, grad = rows.only(left), grad[left]
             rows = step(rows, grad)._replace(step=rows.step + 1)
+
+
+def in_pieces(classify: Callable[[Tensor], Tensor], size: int) -> Callable[[Tensor], Tensor]:
+    """Calls ``classify`` on pieces of one size, whatever the batch, so that a row meets the same rounding in each.
+
+    What a network rounds depends on how many rows it gets. A plan blows the last bits of a gradient up by 1 / entropy,
+    a kink of the network does so again, and a few steps later the row is another image.
+
+    Args:
+        classify: (n, C, H, W) -> (n, K).
+        size: rows of a piece; the last one is filled up with its last row.
+
+    Returns:
+        A function like ``classify``, for any number of rows.
+    """
+
+    def each(images: Tensor) -> Tensor:
+        full = torch.cat([images, images[-1:].expand(-len(images) % size, -1, -1, -1)])
+        return torch.cat([classify(full[i : i + size]) for i in range(0, len(full), size)])[: len(images)]
+
+    return each
 
 
 def _check(window: int, dual_steps: int, tolerance: float) -> None:

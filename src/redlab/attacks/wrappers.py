@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from redlab.attacks.guard import check_inputs, guard, is_whole, logits_of, per_row, sound
+from redlab.attacks.guard import check_inputs, guard, is_whole, logits_of, sound
 from redlab.attacks.pgd import PGD
+from redlab.attacks.project import checked_length
 from redlab.attacks.rng import SampleRng
 from redlab.batch import Attack, Restorer, estimate
 
@@ -184,7 +185,7 @@ class SmoothedPGD:
     ) -> Tensor:
         """Attacks every row; see ``redlab.batch.Attack``. The draw is called "smoothing"."""
         check_inputs(x, y, target)
-        sigma = per_row("sigma", self.sigma, x[:1])
+        sigma = checked_length("sigma", self.sigma, x[:1], "linf")
         rng = SampleRng.for_batch(x, rng)
         with guard(model):
             draws = SampleRng(rng.seed, rng.stage, rng.epoch, torch.arange(self.samples, device=x.device), rng.path)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from redlab.batch import CLEAN, AttackBatch
+from redlab.batch import CLEAN, AttackBatch, check_name
 from redlab.metrics.functional import cosine, logit_distance, pixel_distance, prediction_alignment, psnr
 
 QUANTITIES = (
@@ -43,7 +43,7 @@ class RestorationMetrics(Metric):
         victim_names: names by victim id.
 
     Raises:
-        ValueError: a list of names is empty or has duplicates.
+        ValueError: a list of names is empty, has duplicates, or a name that would break a key.
 
     Example:
         >>> metric = RestorationMetrics(["clean", "fgsm"], ["lenet"])
@@ -62,7 +62,9 @@ class RestorationMetrics(Metric):
 
     def __init__(self, attack_names: Sequence[str], victim_names: Sequence[str]) -> None:
         super().__init__()
-        for names in (attack_names, victim_names):
+        for kind, names in (("component", attack_names), ("victim", victim_names)):
+            for name in names:
+                check_name(kind, name)
             if not names or len(set(names)) < len(names):
                 raise ValueError(f"need names without duplicates, got {list(names)}")
         self.attack_names, self.victim_names = tuple(attack_names), tuple(victim_names)

@@ -104,10 +104,11 @@ def _sentence(key: str, value: Any, default: Any, text: str) -> str:
     """Key, value, what was said of it, and a way out."""
     first, _, rest = text.partition(" ")
     first = first.strip("`")
-    if (key == first or key.endswith(f".{first}")) and str(value) in rest:
-        said = f"{key} {rest}"
+    name = first.partition("=")[0]
+    if f".{key}".endswith(f".{name}") and (f"{name}={value}" in first or str(value) in rest):
+        said = f"{key}{first.removeprefix(name)} {rest}"  # in full
     else:
-        said = text if text.startswith(f"{key}=") else f"{key}={_shown(value)}: {text}"
+        said = f"{key}={_shown(value)}: {text}"
     if isinstance(value, str) and _CHOICE.search(text):
         hint = suggest(value, [word for word in re.findall(r"[\w.-]+", text) if word != value])
         if hint:

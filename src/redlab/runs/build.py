@@ -142,6 +142,17 @@ def _train_victim(cfg: DictConfig, name: str, path: Path, shared: AttackDataModu
         console.print(f"  accuracy on clean validation images: {classifier.clean_accuracy:.1%}")
 
 
+def make_mix(cfg: DictConfig) -> AttackMix:
+    """The mix of a config.
+
+    Raises:
+        ValueError: it does not fit the victims, the images or the classes.
+    """
+    mix: AttackMix = instantiate(cfg.mix, seed=cfg.seed)
+    mix.check(map(str, cfg.victims), **{key: cfg.data.get(key) for key in ("channels", "image_size", "num_classes")})
+    return mix
+
+
 def victim_data(
     cfg: DictConfig, name: str, victims: Mapping[str, nn.Module], shared: AttackDataModule
 ) -> AttackDataModule:
@@ -194,7 +205,7 @@ def build(
         data: the data of the config, where somebody has them already.
     """
     shared = shared_data(cfg) if data is None else data
-    mix: AttackMix = instantiate(cfg.mix, seed=cfg.seed)
+    mix = make_mix(cfg)
     if is_classifier(cfg):
         name = next(iter(cfg.victims))
         L.seed_everything(cfg.seed, workers=True, verbose=False)

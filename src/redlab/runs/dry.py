@@ -22,13 +22,20 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from redlab.attacks.ascend import SteppedAttack
 from redlab.attacks.feature import FeatureAttack
 from redlab.attacks.mix import AttackMix
 from redlab.batch import CLEAN, Restorer
 from redlab.data import AttackDataModule
 from redlab.runs.blame import attempt
-from redlab.runs.build import content, is_classifier, make_classifier, settings_of, victim_data, victim_file
+from redlab.runs.build import (
+    content,
+    is_classifier,
+    make_classifier,
+    make_mix,
+    settings_of,
+    victim_data,
+    victim_file,
+)
 from redlab.runs.check import ConfigError
 from redlab.runs.checkpoints import own_victims
 from redlab.runs.identity import recipe, victim_identity
@@ -73,7 +80,7 @@ def _rehearse(
 ) -> tuple[dict[str, str], AttackDataModule | None]:
     check_packages(cfg)
     world = attempt(cfg, "trainer", lambda c: _world_size(c, testing=trained is not None))
-    mix = attempt(cfg, "mix", _mix)
+    mix = attempt(cfg, "mix", make_mix)
     data = attempt(cfg, "data", lambda c: _data(c, mix, training=trained is None))
     own = own_victims(cfg, record, data)
     stored = {name for name, entry in own.items() if entry.get("state_dict") is not None}
@@ -85,7 +92,7 @@ def _rehearse(
         attempt(cfg, "trainer", lambda c: _limits(c, mix, data))
     else:
         method = _trained_method(cfg, trained, victims)
-    attempt(cfg, "mix", lambda c: _fits(instantiate(c.mix, seed=c.seed), method, victims))
+    attempt(cfg, "mix", lambda c: _fits(make_mix(c), method, victims))
     epochs = f", {cfg.trainer.max_epochs} epochs of {_limits(cfg, mix, data)} steps" if trained is None and data else ""
     sizes = {part: len(rows) for part, rows in data.indices.items()} if data else {}
     plan = {
@@ -110,19 +117,6 @@ def _world_size(cfg: DictConfig, *, testing: bool) -> int:
             f"trainer.devices={cfg.trainer.devices}: give one that is, such as data.batch_size={more}."
         )
     return world
-
-
-def _mix(cfg: DictConfig) -> AttackMix:
-    mix: AttackMix = instantiate(cfg.mix, seed=cfg.seed)
-    last = cfg.data.num_classes - 1
-    for name, component in mix.components.items():
-        if type(component.target) is int and component.target > last:
-            raise ValueError(f"{name}.target must be a class from 0 to {last}, got {component.target}")
-        if isinstance(component.attack, SteppedAttack):
-            component.attack.schedule(_image(cfg))  # looks at the numbers of the attack
-    first = torch.zeros(1, dtype=torch.int64)
-    mix.plan(first, first, stage="train", epoch=0, victim_names=list(map(str, cfg.victims)))
-    return mix
 
 
 def _data(cfg: DictConfig, mix: AttackMix, *, training: bool) -> AttackDataModule | None:
