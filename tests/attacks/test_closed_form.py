@@ -81,13 +81,13 @@ def test_one_l2_step_is_along_the_gradient(gain: float) -> None:
     torch.testing.assert_close(delta, expected, rtol=0, atol=1e-6)
 
 
-def test_the_random_start_fills_the_l2_ball_uniformly() -> None:
-    """The share of points within radius r is r to the power of the dimension."""
+def test_the_random_start_in_l2_is_uniform_in_distance() -> None:
+    """Not in volume, nearly all of which is at the surface: from there 40 steps of PGD fooled 1 % fewer images."""
     x = torch.full((4000, 1, 2, 2), 0.5)
     start = PGD(norm="l2", eps=0.4).schedule(x, SampleRng(2, "test", 0, torch.arange(4000))).start
     delta = (start - x).flatten(1)
-    volume = (delta.norm(dim=1) / 0.4) ** 4
-    assert abs(volume.mean() - 0.5) < 4 / (12 * 4000) ** 0.5
+    share = torch.histc(delta.norm(dim=1) / 0.4, bins=10, min=0, max=1) / len(x)
+    assert (share - 0.1).abs().max() < 4 * (0.1 * 0.9 / len(x)) ** 0.5
     assert delta.mean(0).abs().max() < 0.02
     assert delta.norm(dim=1).max() <= 0.4 + 1e-6
 

@@ -26,7 +26,7 @@ class PGD:
         eps: budget in that norm, in units of [0, 1], a number or one per row.
         step_size: length of a step in that norm; None means eps / 4.
         steps: number of steps, at least 1.
-        random_start: whether to start from a uniform draw from the ball instead of the clean image.
+        random_start: whether to start from a draw from the ball (``random_start``) instead of the clean image.
 
     Raises:
         ValueError: unknown norm.
@@ -54,7 +54,7 @@ class PGD:
 
         Args:
             x: (B, C, H, W) float32 in [0, 1].
-            rng: the draws are called "start" and "start radius"; None for the default.
+            rng: the draws are called "start" and "start distance"; None for the default.
 
         Raises:
             ValueError: a number is out of range, not finite or of the wrong shape.

@@ -118,7 +118,10 @@ def project(images: Tensor, x: Tensor, eps: Tensor, norm: str) -> Tensor:
 
 
 def random_start(x: Tensor, eps: Tensor, norm: str, rng: SampleRng) -> Tensor:
-    """A point drawn uniformly from the eps ball around each ``x``, then put into [0, 1].
+    """A point drawn from the eps ball around each ``x``, then put into [0, 1].
+
+    Uniformly in linf. In l2 direction and distance are uniform: nearly all of the volume lies at the surface, in
+    directions that raise no loss, and from there an attack has the longer way.
 
     Args:
         x: (B, C, H, W) in [0, 1].
@@ -138,8 +141,7 @@ def random_start(x: Tensor, eps: Tensor, norm: str, rng: SampleRng) -> Tensor:
         delta = rng.uniform("start", *size).mul_(2.0).sub_(1.0).mul_(per_pixel(eps))
     else:
         delta = rng.normal("start", *size)
-        radius = eps * rng.uniform("start radius").pow_(1.0 / math.prod(size))  # volume grows as radius^dimension
-        delta.mul_(per_pixel(radius) / _length(delta, 2))
+        delta.mul_(per_pixel(eps * rng.uniform("start distance")) / _length(delta, 2))
     return project(delta.add_(x), x, eps, norm)
 
 
