@@ -44,6 +44,8 @@ SHORT = {
     "python evaluate.py study=": "scale=smoke data.limit_train=64 data.limit_test=16 data.batch_size=16",
     "python benchmarks/attacks.py": "--attacks fgsm --images 4 --repeats 1",
     "python train.py resume=": "trainer.max_epochs=2",  # the run has one
+    "python -m redlab": "",  # says what the commands are
+    "python train.py method=cdd_red data=fashion_mnist": "TINY method.width=4 victim_training.limit_train=2000",
     "python train.py method=classifier": "TINY",
     "python train.py": "TINY method.width=4",
 }

@@ -14,6 +14,7 @@ from redlab import victims
 from redlab.methods import CDDRED, NotFiniteError
 from redlab.runs import build, check, checkpoints, lab
 from redlab.runs import train as training
+from redlab.runs.check import ConfigError
 from redlab.runs.config import compose, finalise
 from redlab.studies import Card
 
@@ -191,7 +192,7 @@ def test_a_users_own_module_as_victim(tiny, no_report, tmp_path, monkeypatch):
     found = train([*tiny, *own], tmp_path / "run")
     assert found["test/count/fgsm/mine"] == 16
     (tmp_path / "shallow.pt").unlink()  # the checkpoint holds it
-    assert training.evaluate(tmp_path / "run", [], tmp_path / "again") == found
+    assert training.evaluate(tmp_path / "run", [], tmp_path / "again", ["users_victims.Shallow"]) == found
 
 
 def test_study(tmp_path, monkeypatch):
@@ -283,3 +284,10 @@ def test_a_victim_by_a_name_that_breaks_keys(tiny):
     cfg.victims = {"cnn 8/255": cfg.victims.small_cnn}
     with pytest.raises(ValueError, match=r"the name of a victim must be without '/', .* got 'cnn 8/255'"):
         build.build(cfg)
+
+
+def test_validation_images_of_which_none_counts(tiny, no_report, tmp_path):
+    """A mix that keeps what fooled alone, and an attack that fools nobody: there is no best checkpoint to be known."""
+    weak = ["mix=digits", "mix.only_fooled=true", "mix.components.fgsm.params.eps={uniform: [0.0,0.0001]}"]
+    with pytest.raises(ConfigError, match=r"No validation image counts for val/pa_benign.*mix.only_fooled=false"):
+        train([*tiny, *weak, "~mix.components.pgd"], tmp_path)

@@ -368,12 +368,15 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
 
 
 def nan_in_row_2(x: Tensor) -> Tensor:
-    return torch.where(torch.arange(len(x)) == 2, torch.nan, 0.0)[:, None]
+    """In the only row, where an attack asks row by row."""
+    return torch.where(torch.arange(len(x)) == min(2, len(x) - 1), torch.nan, 0.0)[:, None]
 
 
 @pytest.mark.parametrize(("make", "message"), REFUSED.values(), ids=REFUSED)
 @over(ALL, (*CORE, "boundary"))  # which asks the model once here
 def test_models_that_no_attack_can_ask(name: str, make: Callable[[], Any], message: str) -> None:
+    if name == "wasserstein":  # asks row by row, and says so
+        message = message.replace("4", "1")
     with pytest.raises(ValueError, match=message):
         ALL[name](make(), X, Y)
 

@@ -34,6 +34,19 @@ from redlab.victims.classifier import Classifier
 class RunCheckpoint(ModelCheckpoint):
     """Writes ``best.ckpt`` or ``last.ckpt``; of a class of its own, so that a user's may have the same settings."""
 
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Says what to do where there is no number by which the best checkpoint is known.
+
+        Raises:
+            ConfigError: no validation image counted for it.
+        """
+        if self.monitor and not trainer.sanity_checking and self.monitor not in trainer.callback_metrics:
+            raise ConfigError(
+                f"No validation image counts for {self.monitor}, by which the best checkpoint is known: validate on "
+                "more of them (data.val_size, data.limit_val), attack stronger, or set mix.only_fooled=false."
+            )
+        super().on_validation_end(trainer, pl_module)
+
 
 class RunRecord(Callback):
     """Puts into every checkpoint what is needed to evaluate it anywhere: config, names of the attacks, victims."""

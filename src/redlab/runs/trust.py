@@ -108,7 +108,8 @@ def stored_words(path: Path, words: Sequence[Any], allow: Collection[str] = ()) 
         (override,) = parse([word])
         key, value = str(override.key_or_group), None if override.is_delete() else override.value()
         places = re.split("[./]", f"{key}.{override.package}")
-        if "hydra" in places or ("logger" in places and word.startswith("+")):
+        added = "logger" in places and word.startswith("+")  # csv writes where it is told to, and nowhere else
+        if "hydra" in places or (added and not key.startswith("logger.csv.")):
             raise refused
         if override.package is not None or "/" in key or not ("." in key or key in values):  # it chooses an option
             options = value if isinstance(value, list) else [value]
