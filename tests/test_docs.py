@@ -240,7 +240,7 @@ def test_a_printed_command_runs(printed, desk, tiny, clean_env):
     assert "error:" not in said.read_text()
     jobs = torch.tensor([len(word.split(",")) for word in words_of(printed) if "=" in word]).prod()
     made = set(desk.glob("outputs/*/*_sweep/*/metrics.json")) - before
-    assert len(made) == (jobs if " -m " in printed else 0)
+    assert len(made) == (jobs if "train.py -m " in printed else 0)
 
 
 def test_a_guide_has_a_page_at_most():
