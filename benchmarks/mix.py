@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from redlab.runs.config import compose
+from redlab.runs.config import compose, finalise
 from redlab.victims import ImageClassifier, Victim, architectures
 
 IMAGES, VICTIMS = 96, 3
@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> None:
     settings = {"num_classes": 10, "mean": 0.3, "std": 0.3}
     plain = [ImageClassifier(network, **settings).requires_grad_(False).eval() for network in networks]
     victims = {str(i): Victim(network, **settings) for i, network in enumerate(networks)}
-    mix = instantiate(compose(["mix=attunet"]).mix)
+    mix = instantiate(finalise(compose(["mix=attunet"])).mix)
     x, y, index = torch.rand(IMAGES, channels, size, size), torch.randint(10, (IMAGES,)), torch.arange(IMAGES)
 
     def craft(epoch: int) -> None:

@@ -71,3 +71,12 @@ def test_the_bare_loop_asks_for_gradients_of_the_images_alone(attacks):
     for backward in (True, False):
         attacks.bare_loop(victim, x, torch.zeros(3, dtype=torch.int64), 2, backward)
     assert calls == [(True, True)] * 2 + [(False, False)] * 2
+
+
+def test_the_cost_of_a_mix(monkeypatch, capsys):
+    spec = importlib.util.spec_from_file_location("benchmark_of_mix", FOLDER / "mix.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(sys, "argv", ["mix.py", "--repeats", "1"])
+    module.main()
+    assert "small_cnn" in capsys.readouterr().out

@@ -364,3 +364,23 @@ def test_allow_goes_with_a_file(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["train.py", "allow=[my_module.MyMethod]"])
     assert cli.train() == 1
     assert "goes with resume=" in capsys.readouterr().err
+
+
+def test_the_paths_of_a_run_folder_are_values(tmp_path, monkeypatch, capsys):
+    """A path that a file has from the environment could carry a secret into a message or a folder's name."""
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra" / "overrides.yaml").write_text("- seed=1\n")
+    (tmp_path / "config.yaml").write_text("victim_root: ${oc.env:SECRET}\n")
+    monkeypatch.setenv("SECRET", "s3cret")
+    monkeypatch.setattr(sys, "argv", ["train.py", f"resume={tmp_path}"])
+    assert cli.train() == 1
+    said = capsys.readouterr().err
+    assert "config.yaml holds victim_root=${oc.env:SECRET}: an interpolation" in said
+    assert "s3cret" not in said
+
+
+def test_what_a_run_folder_may_add_to_its_loggers(tmp_path):
+    word = "+logger.csv.flush_logs_every_n_steps=1"
+    assert trust.stored_words(tmp_path, [word]) == [word]
+    with pytest.raises(ConfigError, match="which a file may not say"):
+        trust.stored_words(tmp_path, ["+logger.wandb.entity=them"])

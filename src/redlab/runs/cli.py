@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from redlab.runs.check import ConfigError, suggest
-from redlab.runs.config import check_words, compose, conf_dir, explain, finalise, parse, with_choices
+from redlab.runs.config import check_words, compose, conf_dir, explain, finalise, leaves, parse, with_choices
 from redlab.runs.folders import about_to_make, first_process, fresh, path_of, take_away_unused, taken
 
 _EVALUATE_HELP = """\
@@ -205,11 +205,15 @@ def _resume_arguments(argv: list[str]) -> list[str]:
 
 def _absolute_paths(folder: Path, words: Mapping[str, str], typed: Mapping[str, str]) -> dict[str, str]:
     """The paths of a run to be resumed, which may have been relative to another folder than this."""
+    from redlab.runs.trust import stored_words
+
     config = folder / "config.yaml"
-    plain = OmegaConf.load(config) if config.is_file() else OmegaConf.create()
+    # without resolving: a run writes values, and what a file asks the environment for is refused
+    plain = OmegaConf.to_container(OmegaConf.load(config), resolve=False) if config.is_file() else {}
     keys = ["victim_root", *([] if "data" in typed else ["data.root"]), *(k for k in words if k.endswith(".weights"))]
-    found = {key: OmegaConf.select(plain, key) for key in keys}
-    return {key: f"{key}={_quoted(value)}" for key, value in found.items() if isinstance(value, str)}
+    found = {key: value for key, value in leaves(plain) if key in keys and isinstance(value, str)}
+    held = stored_words(config, [f"{key}={_quoted(value)}" for key, value in found.items()])
+    return {_key(word): word for word in held}
 
 
 def _with_paths(words: list[str]) -> list[str]:
