@@ -7,7 +7,7 @@ Images are float32 NCHW in [0, 1] everywhere outside a network, and ``eps`` is i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from redlab.attacks.rng import SampleRng
+    from redlab.rng import SampleRng
 
 CLEAN = 0
 """Attack id of an image that was not attacked. Ids of attacks start at 1, in the order of the mix."""
@@ -41,6 +41,20 @@ def check_name(kind: str, name: str) -> None:
         raise ValueError(f"the name of a {kind} must not be {name!r}, which tables call something else")
 
 
+class Key(NamedTuple):
+    """What a source is asked for.
+
+    Attributes:
+        index: place in the source: the identity of the sample.
+        position: place in the order of the epoch.
+        valid: False for a duplicate that only fills up the last batch of a distributed evaluation.
+    """
+
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
+    position: int
+    valid: bool
+
+
 class RawBatch(NamedTuple):
     """What a loader yields, before anything is attacked.
 
@@ -57,6 +71,38 @@ class RawBatch(NamedTuple):
     index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
     position: Tensor
     valid: Tensor
+
+
+class ImageSource(Protocol):
+    """A data set of square images, read in batches."""
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """Names of the classes, in the order of the labels."""
+        ...
+
+    @property
+    def channels(self) -> int:
+        """1 or 3."""
+        ...
+
+    @property
+    def image_size(self) -> int:
+        """Height and width in pixels."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitems__(self, keys: Sequence[Key]) -> RawBatch:
+        """The images of the keys, as uint8; ``position`` and ``valid`` are handed through."""
+        ...
+
+    def fingerprint(self) -> str:
+        """A hash of what the source holds: images, labels, classes and sizes, but not where they lie.
+
+        Worked out once for each object.
+        """
+        ...
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import torch
 from image_files import bmp, chunk, exif, gif, packed, png, tiff
 from PIL import Image
 
+from redlab.batch import Key
 from redlab.data import FolderSource
-from redlab.data.loader import Key
 
 SIZE = 8
 RNG = np.random.default_rng(0)

@@ -3,8 +3,9 @@ import copy
 import pytest
 import torch
 
-from redlab.data.loader import EpochLoader, EpochSampler, generator
+from redlab.data.loader import EpochLoader, EpochSampler
 from redlab.data.sources import TensorSource
+from redlab.rng import generator
 
 ROWS = torch.arange(100, 123)  # 23 samples, whose identities are not their places
 

@@ -11,8 +11,8 @@ from hydra.utils import instantiate
 from torch import nn
 
 from redlab.attacks import FGSM, PGD
-from redlab.attacks.mix import AttackMix, Component
 from redlab.batch import AttackBatch, RawBatch
+from redlab.crafting.mix import AttackMix, Component
 from redlab.data import AttackDataModule, Splits, TensorSource, TestCell
 from redlab.runs.config import compose
 

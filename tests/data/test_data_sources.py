@@ -10,8 +10,8 @@ from PIL import Image
 from scipy.io import savemat
 from sklearn.datasets import load_digits
 
+from redlab.batch import Key
 from redlab.data import TensorSource, cifar10, digits, fashion_mnist, image_folder, mnist, svhn
-from redlab.data.loader import Key
 
 
 def keys(*indices):

@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import StepLR
 
 from redlab.batch import Restorer
 from redlab.methods import CDDRED, NotFiniteError
-from redlab.methods.cdd_red import step_generator
+from redlab.rng import generator
 from redlab.victims import state_hash
 
 # Lightning's advice about speed, its note that frozen networks are in eval mode (which is what they are for), its note
@@ -131,9 +131,9 @@ def test_draws_go_on_after_a_resume(method, datamodule, trainer, tmp_path, monke
 
     def recorded(*key):
         keys.append(key)
-        return step_generator(*key)
+        return generator(*key)
 
-    monkeypatch.setattr("redlab.methods.cdd_red.step_generator", recorded)
+    monkeypatch.setattr("redlab.methods.cdd_red.generator", recorded)
     data = datamodule()
     whole = method(data.victims)
     trainer(max_epochs=2).fit(whole, data)

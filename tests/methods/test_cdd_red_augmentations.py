@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from redlab.methods.cdd_red import AUGMENTATIONS, crop_pad, cutmix, step_generator, transformed_views
+from redlab.methods.cdd_red import AUGMENTATIONS, crop_pad, cutmix, transformed_views
+from redlab.rng import generator
 
 
 def numbered(n=6, height=32, width=32):
@@ -16,7 +17,7 @@ def test_same_draws_for_both_images_and_out_of_place(name, height, width):
     for seed in range(20):
         pairs = numbered(5, height, width).clone()
         before = pairs.clone()
-        out = AUGMENTATIONS[name](pairs, step_generator(seed))
+        out = AUGMENTATIONS[name](pairs, generator(seed))
         assert torch.equal(pairs, before)
         assert out.shape == pairs.shape
         assert torch.equal(out[1], -out[0])
@@ -26,7 +27,7 @@ def test_same_draws_for_both_images_and_out_of_place(name, height, width):
 def test_crop_pad_keeps_one_window_in_place():
     for seed in range(50):
         pairs = torch.rand(2, 3, 2, 32, 32) + 1
-        out = crop_pad(pairs, step_generator(seed))
+        out = crop_pad(pairs, generator(seed))
         kept = out != 0
         assert torch.equal(out[kept], pairs[kept])
         assert torch.equal(kept, kept[:1, :1, :1].expand_as(kept))  # one mask for all
@@ -38,7 +39,7 @@ def test_crop_pad_keeps_one_window_in_place():
 
 def test_crop_pad_area_at_224():
     pairs = torch.ones(1, 1, 1, 224, 224)
-    area = torch.tensor([float(crop_pad(pairs, step_generator(seed)).mean()) for seed in range(3000)])
+    area = torch.tensor([float(crop_pad(pairs, generator(seed)).mean()) for seed in range(3000)])
     assert float(area.mean()) == pytest.approx(0.34, abs=0.015)
     low, median, high = torch.quantile(area, torch.tensor([0.05, 0.5, 0.95])).tolist()
     assert low == pytest.approx(0.06, abs=0.015)
@@ -49,7 +50,7 @@ def test_crop_pad_area_at_224():
 def test_crop_pad_scales_its_sides_with_the_image():
     def mean_area(size):
         pairs = torch.ones(1, 1, 1, size, size)
-        return sum(float(crop_pad(pairs, step_generator(seed)).mean()) for seed in range(2000)) / 2000
+        return sum(float(crop_pad(pairs, generator(seed)).mean()) for seed in range(2000)) / 2000
 
     assert mean_area(32) == pytest.approx(0.34, abs=0.03)
 
@@ -57,7 +58,7 @@ def test_crop_pad_scales_its_sides_with_the_image():
 def test_cutmix_takes_one_box_of_another_pair_and_keeps_the_host():
     pairs, donors = numbered(6), set()
     for seed in range(50):
-        out = cutmix(pairs, step_generator(seed))[0, :, 0]
+        out = cutmix(pairs, generator(seed))[0, :, 0]
         changed = out != pairs[0, :, 0]
         box = changed.any(0)
         assert torch.equal(box, box.any(1)[:, None] & box.any(0)[None])
@@ -72,7 +73,7 @@ def test_cutmix_takes_one_box_of_another_pair_and_keeps_the_host():
 def test_cutmix_area():
     """Beta(1, 1) share v, side sqrt(v), uniform centre: E[(s - s^2/4)^2] = 1/2 - 1/5 + 1/48 after clipping."""
     pairs = torch.stack([torch.zeros(1, 1, 96, 96), torch.ones(1, 1, 96, 96)], dim=1)
-    means = [cutmix(pairs, step_generator(seed))[0].mean((1, 2, 3)) for seed in range(3000)]
+    means = [cutmix(pairs, generator(seed))[0].mean((1, 2, 3)) for seed in range(3000)]
     area = torch.stack([m[0] for m in means if m[0] != 0])  # the permutation of two moves them every second time
     moved = len(area) / 3000
     assert moved == pytest.approx(0.5, abs=0.03)
@@ -81,18 +82,18 @@ def test_cutmix_area():
 
 def test_concat_keeps_the_original_pairs_first():
     pairs = torch.rand(2, 5, 1, 8, 8)
-    views, original = transformed_views(pairs, ["crop_pad", "cutmix"], "concat", None, step_generator(3))
+    views, original = transformed_views(pairs, ["crop_pad", "cutmix"], "concat", None, generator(3))
     assert views.shape == (2, 15, 1, 8, 8)
     assert torch.equal(views[:, :5], pairs)
     assert original.tolist() == [True] * 5 + [False] * 10
-    g = step_generator(3)
+    g = generator(3)
     assert torch.equal(views[:, 5:10], crop_pad(pairs, g))
     assert torch.equal(views[:, 10:], cutmix(pairs, g))
 
 
 def test_groups_have_their_own_draws():
     pairs = torch.ones(2, 10, 1, 32, 32)
-    views, _ = transformed_views(pairs, ["crop_pad"], "concat", 4, step_generator(0))
+    views, _ = transformed_views(pairs, ["crop_pad"], "concat", 4, generator(0))
     masks = views[0, 10:, 0]
     assert len({mask.numpy().tobytes() for mask in masks[[0, 4, 8]]}) == 3
     for rows in (slice(0, 4), slice(4, 8), slice(8, 10)):
@@ -101,7 +102,7 @@ def test_groups_have_their_own_draws():
 
 def test_sample_does_not_grow_the_batch_and_draws_each_choice_evenly():
     pairs = numbered(600, 8, 8)
-    views, original = transformed_views(pairs, ["crop_pad", "cutmix"], "sample", 2, step_generator(0))
+    views, original = transformed_views(pairs, ["crop_pad", "cutmix"], "sample", 2, generator(0))
     assert views.shape == pairs.shape
     assert torch.equal(views[:, original], pairs[:, original])
     assert float(original.float().mean()) == pytest.approx(1 / 3, abs=0.08)
@@ -111,14 +112,14 @@ def test_sample_does_not_grow_the_batch_and_draws_each_choice_evenly():
 
 def test_none_is_the_original_pairs():
     pairs = torch.rand(2, 3, 1, 8, 8)
-    views, original = transformed_views(pairs, ["crop_pad"], "none", None, step_generator(0))
+    views, original = transformed_views(pairs, ["crop_pad"], "none", None, generator(0))
     assert torch.equal(views, pairs)
     assert original.all()
 
 
 def test_step_generator_depends_on_every_part_of_its_key():
     keys = [(0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)]
-    draws = [float(torch.rand((), generator=step_generator(*key), dtype=torch.float64)) for key in keys]
+    draws = [float(torch.rand((), generator=generator(*key), dtype=torch.float64)) for key in keys]
     assert len(set(draws)) == 5
     torch.manual_seed(9)  # whatever the global state
-    assert draws[0] == float(torch.rand((), generator=step_generator(0, 0, 0, 0), dtype=torch.float64))
+    assert draws[0] == float(torch.rand((), generator=generator(0, 0, 0, 0), dtype=torch.float64))

@@ -10,9 +10,9 @@ from redlab.methods.cdd_red import (
     denoising_loss,
     keep_mask,
     prediction_alignment,
-    step_generator,
     transformed_views,
 )
+from redlab.rng import generator
 
 spec = importlib.util.spec_from_file_location("reference", Path(__file__).parents[1] / "reference" / "cdd_red.py")
 reference = importlib.util.module_from_spec(spec)
@@ -28,7 +28,7 @@ SWITCHES = [("concat", rule) for rule in ("joint", "separate", "all", "original"
 def unlike_pairs(pairs):
     """Attacked images far from the clean ones, so that an augmentation changes the class of one without the other."""
     batch = pairs(24)
-    return replace(batch, adv=torch.rand(batch.adv.shape, generator=step_generator(2)))
+    return replace(batch, adv=torch.rand(batch.adv.shape, generator=generator(2)))
 
 
 def setting(method, pairs, mode, rule, **options):
@@ -36,7 +36,7 @@ def setting(method, pairs, mode, rule, **options):
     module = method(aug_mode=mode, keep=rule, aug_group=2, **options).eval()
     batch = unlike_pairs(pairs)
     stacked = torch.stack([batch.clean, batch.adv])
-    views, original = transformed_views(stacked, module.augment, mode, 2, step_generator(1))
+    views, original = transformed_views(stacked, module.augment, mode, 2, generator(1))
     sources = [(batch.clean[i % 24], batch.adv[i % 24], bool(original[i])) for i in range(len(original))]
     return module, batch, views, sources
 
@@ -45,7 +45,7 @@ def setting(method, pairs, mode, rule, **options):
 @torch.no_grad()
 def test_terms_against_the_transcription(method, pairs, mode, rule):
     module, batch, (clean, adv), sources = setting(method, pairs, mode, rule)
-    ours = module.loss_terms(batch, step_generator(1))
+    ours = module.loss_terms(batch, generator(1))
     theirs = reference.terms(module.denoiser, module.guide, clean, adv, sources, rule)
     for a, b in zip(ours, theirs, strict=True):
         assert float(a) == pytest.approx(float(b), rel=1e-4)
@@ -59,7 +59,7 @@ def test_the_rules_differ_here(method, pairs):
     terms = [
         tuple(
             float(t)
-            for t in setting(method, pairs, "concat", rule)[0].loss_terms(unlike_pairs(pairs), step_generator(1))[1:]
+            for t in setting(method, pairs, "concat", rule)[0].loss_terms(unlike_pairs(pairs), generator(1))[1:]
         )
         for rule in ("joint", "separate", "all", "original")
     ]
@@ -69,7 +69,7 @@ def test_the_rules_differ_here(method, pairs):
 def test_gradients_against_the_transcription(method, pairs):
     module, batch, (clean, adv), sources = setting(method, pairs, "concat", "joint")
     weights = list(module.denoiser.parameters())
-    ours = torch.autograd.grad(cdd_objective(*module.loss_terms(batch, step_generator(1))), weights)
+    ours = torch.autograd.grad(cdd_objective(*module.loss_terms(batch, generator(1))), weights)
     loss = reference.objective(module.denoiser, module.guide, clean, adv, sources, "joint", 0.025)
     for a, b in zip(ours, torch.autograd.grad(loss, weights), strict=True):
         assert torch.allclose(a, b, rtol=1e-3, atol=1e-6)
@@ -120,7 +120,7 @@ def test_keep_masks(rule, expected):
 def test_both_terms_train_the_denoiser_and_not_the_guide(method, pairs):
     module, batch = method(reconstruction=0.0, keep="all").eval(), pairs(6)
     weights = list(module.denoiser.parameters())
-    _, benign, adversarial = module.loss_terms(batch, step_generator(0))
+    _, benign, adversarial = module.loss_terms(batch, generator(0))
     for term in (benign, adversarial):
         assert max(g.abs().max() for g in torch.autograd.grad(term, weights, retain_graph=True)) > 0
     (benign + adversarial).backward()
@@ -130,7 +130,7 @@ def test_both_terms_train_the_denoiser_and_not_the_guide(method, pairs):
 def test_both_terms_reuse_one_forward_pass(method, pairs):
     module, calls = method(), []
     module.denoiser.register_forward_hook(lambda *_: calls.append(1))
-    module.loss_terms(pairs(6), step_generator(0))
+    module.loss_terms(pairs(6), generator(0))
     assert len(calls) == 1
 
 
@@ -145,5 +145,5 @@ def test_both_terms_reuse_one_forward_pass(method, pairs):
 def test_cost_in_guide_images(method, pairs, options, guide_images):
     module, seen = method(**options), []
     module.guide.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
-    module.loss_terms(pairs(6), step_generator(0))
+    module.loss_terms(pairs(6), generator(0))
     assert sum(seen) == guide_images

@@ -8,8 +8,8 @@ import torch
 from rich.console import Console
 
 from redlab.attacks import FGSM
-from redlab.attacks.mix import AttackMix, Component
 from redlab.batch import AttackBatch
+from redlab.crafting.mix import AttackMix, Component
 from redlab.metrics import RestorationMetrics
 from redlab.metrics.restoration import QUANTITIES
 from redlab.report.run_report import tables_of

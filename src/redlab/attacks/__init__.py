@@ -21,13 +21,13 @@ from redlab.attacks.fgsm import FGSM, RFGSM
 from redlab.attacks.local_search import LocalSearch
 from redlab.attacks.patch import Patch
 from redlab.attacks.pgd import PGD
-from redlab.attacks.rng import SampleRng
 from redlab.attacks.rp2 import RP2
 from redlab.attacks.spatial import SpatialTransform
 from redlab.attacks.square import Square
 from redlab.attacks.stored import Stored
 from redlab.attacks.wasserstein import WassersteinFrankWolfe, WassersteinPGD
 from redlab.attacks.wrappers import BPDA, EOT, Defended, SmoothedPGD
+from redlab.rng import SampleRng
 
 __all__ = [
     "APGD",

@@ -28,8 +28,8 @@ from torch import Tensor, nn
 
 from redlab.attacks.guard import check_inputs, checked, guard, outside_inference, sound
 from redlab.attacks.project import per_pixel
-from redlab.attacks.rng import SampleRng
 from redlab.extras import require
+from redlab.rng import SampleRng
 
 Run = Callable[[nn.Module, Tensor, Tensor, int], Tensor]
 """(shielded victim, images, labels to leave or to reach, seed) -> images."""

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from redlab.attacks.guard import check_inputs, checked, guard, outside_inference, per_row, sound
 from redlab.attacks.margin import dlr, wins
 from redlab.attacks.project import Ball, check_norm, checked_length, per_pixel, random_start, steepest
-from redlab.attacks.rng import SampleRng
 from redlab.attacks.rows import split_by_steps
+from redlab.rng import SampleRng
 
 LOSSES = ("ce", "dlr")
 MOMENTUM = 0.75  # share of the new step; the rest continues the step before

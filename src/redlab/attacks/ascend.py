@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from redlab.attacks.guard import guard, logits_of, outside_inference
 from redlab.attacks.project import Ball, per_pixel, steepest
-from redlab.attacks.rng import SampleRng
 from redlab.attacks.speed import quickly
+from redlab.rng import SampleRng
 
 
 @dataclass(frozen=True, eq=False)

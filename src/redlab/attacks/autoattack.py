@@ -17,9 +17,9 @@ from redlab.attacks.fab import FAB
 from redlab.attacks.guard import check_inputs, checked, guard, is_whole, outside_inference, per_row, sound
 from redlab.attacks.margin import wins
 from redlab.attacks.project import check_norm, checked_length, project
-from redlab.attacks.rng import SampleRng
 from redlab.attacks.square import Square
 from redlab.batch import Attack
+from redlab.rng import SampleRng
 
 
 @dataclass(frozen=True, kw_only=True)

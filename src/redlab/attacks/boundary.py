@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from redlab.attacks.guard import check_inputs, checked, guard, outside_inference, per_row, sound
 from redlab.attacks.margin import wins
 from redlab.attacks.project import per_pixel
-from redlab.attacks.rng import SampleRng
+from redlab.rng import SampleRng
 
 GRAINS = 4  # noise for a start comes in squares of 1, 2, 4 and 8 pixels, in turn
 BLENDS = 50  # shares of noise that are tried, from small to large, to begin near the image

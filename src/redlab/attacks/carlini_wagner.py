@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from redlab.attacks.guard import check_inputs, checked, guard, outside_inference, per_row, sound
 from redlab.attacks.margin import margin
 from redlab.attacks.project import Ball, checked_length, per_pixel
-from redlab.attacks.rng import SampleRng
 from redlab.attacks.rows import split_by_steps
+from redlab.rng import SampleRng
 
 _EDGE = 0.02
 """Black and white pixels start this far from the ends of the tanh, where it has no slope: from the ends themselves

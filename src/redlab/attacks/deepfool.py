@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from redlab.attacks.guard import check_inputs, checked, guard, outside_inference, per_row, sound
 from redlab.attacks.margin import margin, nearest_boundary
 from redlab.attacks.project import check_norm, per_pixel, steepest
-from redlab.attacks.rng import SampleRng
 from redlab.attacks.rows import split_by_steps
+from redlab.rng import SampleRng
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from redlab.attacks.guard import check_inputs, checked, guard, outside_inference, per_row, sound
 from redlab.attacks.margin import nearest_boundary, wins
 from redlab.attacks.project import check_norm, per_pixel
-from redlab.attacks.rng import SampleRng
 from redlab.attacks.rows import split_by_steps
+from redlab.rng import SampleRng
 
 ROUNDS = 12  # of Newton's method in `to_plane`; each finds all pixels that the last one pushed past the range
 

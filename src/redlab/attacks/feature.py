@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from redlab.attacks.guard import check_inputs, checked, guard, outside_inference, per_row, sound
 from redlab.attacks.project import Ball, checked_length, per_pixel, steepest
-from redlab.attacks.rng import SampleRng
+from redlab.rng import SampleRng
 
 GuideRule = Callable[[Tensor, Tensor, Tensor | None, SampleRng], Tensor]
 """(images x, labels y, targets or None, rng) -> guides of the shape of x. Row i must depend on row i alone."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from redlab.attacks.ascend import GradientSteps, ascend
 from redlab.attacks.guard import check_inputs, per_row, sound
 from redlab.attacks.project import checked_length, per_pixel
-from redlab.attacks.rng import SampleRng
+from redlab.rng import SampleRng
 
 
 @dataclass(frozen=True, kw_only=True)

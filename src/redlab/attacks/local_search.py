@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from redlab.attacks.guard import check_inputs, checked, guard, outside_inference, per_row, sound
 from redlab.attacks.margin import wins
 from redlab.attacks.project import per_pixel
-from redlab.attacks.rng import SampleRng
+from redlab.rng import SampleRng
 
 CHUNK = 1024  # images per call of the victim: a round asks for thousands
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from redlab.attacks.ascend import ascend
 from redlab.attacks.guard import check_inputs, logits_of, per_row, sound
 from redlab.attacks.pgd import PGD
-from redlab.attacks.rng import SampleRng
+from redlab.rng import SampleRng
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from redlab.attacks.guard import per_row
-from redlab.attacks.rng import SampleRng
+from redlab.rng import SampleRng
 
 NORMS = ("linf", "l2")
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from redlab.attacks.guard import per_row
-from redlab.attacks.rng import SampleRng
 from redlab.batch import Attack
+from redlab.rng import SampleRng
 
 
 def split_by_steps(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from redlab.attacks.guard import check_inputs, checked, guard, is_whole, outside_inference, per_row, sound
 from redlab.attacks.project import checked_length, per_pixel
-from redlab.attacks.rng import SampleRng
+from redlab.rng import SampleRng
 
 SIGN_MASKS = (
     ((15, 18, 8, 9), (18, 19, 20, 22), (22, 24, 9, 12), (24, 25, 18, 19)),

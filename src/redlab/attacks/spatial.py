@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from redlab.attacks.guard import check_inputs, checked, guard, outside_inference, per_row, sound
 from redlab.attacks.margin import margin
 from redlab.attacks.project import per_pixel
-from redlab.attacks.rng import SampleRng
+from redlab.rng import SampleRng
 
 FLOW_LOSSES = ("sum", "norm")
 BETAS, TINY = (0.9, 0.999), 1e-8  # of Adam

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from redlab.attacks.guard import check_inputs, checked, guard, outside_inference, per_row, sound
 from redlab.attacks.margin import margin
 from redlab.attacks.project import check_norm, checked_length, per_pixel
-from redlab.attacks.rng import SampleRng
+from redlab.rng import SampleRng
 
 SPAN = 10_000
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)

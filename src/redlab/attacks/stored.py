@@ -12,8 +12,8 @@ from redlab.attacks.guard import guard, is_whole, logits_of, per_row, sound
 from redlab.attacks.margin import margin, wins
 from redlab.attacks.pgd import PGD
 from redlab.attacks.project import NORMS, per_pixel
-from redlab.attacks.rng import SampleRng
 from redlab.batch import Attack
+from redlab.rng import SampleRng
 
 GROWTHS = tuple(1.0 + 0.005 * 2.0**k for k in range(11))
 """Tried one after the other, up to 6.1: a perturbation of a tenth of a grey value per pixel is nothing below that."""

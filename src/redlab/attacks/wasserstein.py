@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from redlab.attacks.guard import check_inputs, checked, guard, is_whole, outside_inference, per_row, sound
 from redlab.attacks.margin import margin
 from redlab.attacks.project import checked_length, per_pixel
-from redlab.attacks.rng import SampleRng
 from redlab.attacks.transport import Window, price_of, project_plan
+from redlab.rng import SampleRng
 
 LEAST_ENTROPY = 1e-6
 """Below it, the scores are so large that float32 does not tell them apart."""

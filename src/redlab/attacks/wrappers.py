@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from redlab.attacks.guard import check_inputs, guard, is_whole, logits_of, sound
 from redlab.attacks.pgd import PGD
 from redlab.attacks.project import checked_length
-from redlab.attacks.rng import SampleRng
 from redlab.batch import Attack, Restorer, estimate
+from redlab.rng import SampleRng
 
 
 class Defended(nn.Module):

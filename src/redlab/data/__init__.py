@@ -8,10 +8,9 @@
 
 from redlab.data.folder import FolderSource
 from redlab.data.guides import Guides
-from redlab.data.loader import EpochLoader, EpochSampler, Key
+from redlab.data.loader import EpochLoader, EpochSampler
 from redlab.data.module import AttackDataModule, TestCell
 from redlab.data.sources import (
-    ImageSource,
     Splits,
     TensorSource,
     cifar10,
@@ -28,8 +27,6 @@ __all__ = [
     "EpochSampler",
     "FolderSource",
     "Guides",
-    "ImageSource",
-    "Key",
     "Splits",
     "TensorSource",
     "TestCell",

@@ -17,9 +17,9 @@ from rich import get_console
 from rich.progress import track
 from torch import Tensor
 
-from redlab.batch import RawBatch
+from redlab.batch import Key, RawBatch
 from redlab.data.images import SUFFIXES, read_image
-from redlab.data.loader import Key, raw_batch
+from redlab.data.loader import raw_batch
 
 _T = TypeVar("_T")
 _LAYOUT = "lay your images out as <root>/<class>/*.png"

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from redlab.attacks.feature import GuideBank
-from redlab.attacks.rng import SampleRng
-from redlab.data.loader import Key, generator
+from redlab.batch import Key
 from redlab.data.sources import Splits
+from redlab.rng import SampleRng, generator
 
 _AT_ONCE = 256
 

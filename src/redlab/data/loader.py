@@ -6,49 +6,22 @@ rank takes a contiguous slice of it, so that neither the number of ranks nor the
 
 from __future__ import annotations
 
-import hashlib
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from redlab.batch import RawBatch
-
-if TYPE_CHECKING:
-    from redlab.data.sources import ImageSource
-
-
-class Key(NamedTuple):
-    """What a source is asked for.
-
-    Attributes:
-        index: place in the source: the identity of the sample.
-        position: place in the order of the epoch.
-        valid: False for a duplicate that only fills up the last batch of a distributed evaluation.
-    """
-
-    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
-    position: int
-    valid: bool
+from redlab.batch import ImageSource, Key, RawBatch
+from redlab.rng import generator
 
 
 def raw_batch(image: Tensor, label: Tensor, keys: Sequence[Key]) -> RawBatch:
     """The batch of these images (B, C, H, H) and labels (B,), in the order of their keys."""
     index, position, valid = zip(*keys, strict=True)
     return RawBatch(image, label, torch.tensor(index), torch.tensor(position), torch.tensor(valid))
-
-
-def generator(*name: str | int) -> torch.Generator:
-    """A CPU generator seeded by a hash of its name, so that streams with different names are unrelated.
-
-    >>> int(torch.randint(1000, (), generator=generator("order", 0, 1)))
-    520
-    """
-    digest = hashlib.blake2b(repr(name).encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
 
 
 class EpochSampler(Sampler[list[Key]]):

@@ -9,11 +9,12 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor, nn
 
-from redlab.attacks.mix import AttackMix, Cell
-from redlab.batch import CLEAN, AttackBatch, RawBatch, Restorer
+from redlab.batch import CLEAN, AttackBatch, ImageSource, RawBatch, Restorer
+from redlab.crafting.mix import AttackMix, Cell
 from redlab.data.folder import FolderSource, check_images
-from redlab.data.loader import EpochLoader, EpochSampler, generator
-from redlab.data.sources import ImageSource, Splits
+from redlab.data.loader import EpochLoader, EpochSampler
+from redlab.data.sources import Splits
+from redlab.rng import generator
 
 
 class TestCell(NamedTuple):

@@ -8,18 +8,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from redlab.batch import RawBatch
+from redlab.batch import ImageSource, Key, RawBatch
 from redlab.data.folder import FolderSource
 from redlab.data.formats import read_cifar10_binary, read_idx, read_svhn_mat
-from redlab.data.loader import Key, generator, raw_batch
+from redlab.data.loader import raw_batch
+from redlab.rng import generator
 
-__all__ = ["ImageSource", "Splits", "TensorSource"]
+__all__ = ["Splits", "TensorSource"]
 __all__ += ["cifar10", "digits", "fashion_mnist", "image_folder", "mnist", "svhn"]
 
 _DIGITS = tuple("0123456789")
@@ -30,38 +31,6 @@ _CIFAR10_MD5 = "c32a1d4ab5d03f1284b67883e8d87530"  # as printed at https://www.c
 _DOWNLOAD = "set data.download=true"
 _DIGITS_SIZE = 32
 _DIGITS_TEST = 0.2
-
-
-class ImageSource(Protocol):
-    """A data set of square images, read in batches."""
-
-    @property
-    def classes(self) -> Sequence[str]:
-        """Names of the classes, in the order of the labels."""
-        ...
-
-    @property
-    def channels(self) -> int:
-        """1 or 3."""
-        ...
-
-    @property
-    def image_size(self) -> int:
-        """Height and width in pixels."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def __getitems__(self, keys: Sequence[Key]) -> RawBatch:
-        """The images of the keys, as uint8; ``position`` and ``valid`` are handed through."""
-        ...
-
-    def fingerprint(self) -> str:
-        """A hash of what the source holds: images, labels, classes and sizes, but not where they lie.
-
-        Worked out once for each object.
-        """
-        ...
 
 
 class Splits(NamedTuple):

@@ -10,7 +10,6 @@ Where the paper is open: element means, hard labels, and the original pairs besi
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -20,6 +19,7 @@ from torch.nn import functional as F
 from redlab.batch import AttackBatch
 from redlab.methods.base import Method, OptimizerPartial, SchedulerPartial
 from redlab.nn import DnCNN
+from redlab.rng import generator
 
 # ---- losses -------------------------------------------------------------------------------------------------------
 
@@ -155,12 +155,6 @@ def transformed_views(
     return views, torch.tensor(original, device=pairs.device)
 
 
-def step_generator(*key: int) -> torch.Generator:
-    """A CPU generator that depends on the key alone, so that a resumed run draws what it would have drawn."""
-    digest = hashlib.sha256(repr(key).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-
-
 # ---- the method ---------------------------------------------------------------------------------------------------
 
 
@@ -251,8 +245,8 @@ class CDDRED(Method):
 
     def training_step(self, batch: AttackBatch, batch_idx: int) -> Tensor:
         """Eq. 4 on a batch."""
-        generator = step_generator(self.seed, self.global_step, batch_idx, self.global_rank)
-        terms = self.loss_terms(batch.valid_rows(), generator)
+        draws = generator("augment", self.seed, self.global_step, batch_idx, self.global_rank)
+        terms = self.loss_terms(batch.valid_rows(), draws)
         loss = cdd_objective(
             *terms,
             reconstruction=self.reconstruction,

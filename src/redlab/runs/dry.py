@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from redlab.attacks.feature import FeatureAttack
-from redlab.attacks.mix import AttackMix
 from redlab.batch import CLEAN, Restorer
+from redlab.crafting.mix import AttackMix
 from redlab.data import AttackDataModule
 from redlab.runs.blame import attempt
 from redlab.runs.build import (

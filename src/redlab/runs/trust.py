@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from redlab import attacks, data, methods
-from redlab.attacks import adapters, mix
+from redlab import attacks, crafting, data, methods
+from redlab.attacks import adapters
 from redlab.runs.check import ConfigError
 from redlab.runs.config import as_plain, compose, parse
 from redlab.victims import architectures, classifier
@@ -27,7 +27,7 @@ from redlab.victims.loading import check_builder_arguments
 _OFFERED: Mapping[ModuleType, Sequence[str]] = {
     attacks: attacks.__all__,
     adapters: ("AdvLib", "Foolbox", "Torchattacks"),
-    mix: ("AttackMix", "Component"),
+    crafting: ("AttackMix", "Component"),
     data: data.__all__,
     methods: methods.__all__,
     architectures: architectures.__all__,

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import math
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -20,10 +19,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from matplotlib.figure import Figure
 
-from redlab import __version__
+from redlab.provenance import commit, versions
 from redlab.report import tables
 from redlab.report.figures import comparison
 from redlab.studies.paper_numbers import PaperTable
@@ -274,7 +272,7 @@ class Study:
             device=device,
             seeds=list(seeds),
             commit=commit(),
-            versions={"redlab": __version__, "torch": str(torch.__version__)},
+            versions=versions(),
             runs=wanted,
             measures=[asdict(m) for m in self.measures],
             numbers=numbers,
@@ -336,19 +334,6 @@ def merge_overrides(*groups: Sequence[str]) -> list[str]:
         merged.pop(key, None)
         merged[key] = override
     return list(merged.values())
-
-
-def commit() -> str | None:
-    """Short hash of the checkout that this package lies in, with "-dirty" if changed; None outside one."""
-    root = Path(__file__).resolve().parents[3]
-    if not (root / ".git").exists():
-        return None
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude", "*"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip() or None
 
 
 def card_tables(card: Card) -> list[tables.Table]:

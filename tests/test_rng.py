@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from redlab.attacks.rng import SampleRng
+from redlab.rng import SampleRng
 
 MASK = (1 << 64) - 1
 

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from redlab.attacks.feature import FeatureAttack
 from redlab.attacks.guard import guard
-from redlab.attacks.rng import SampleRng
 from redlab.attacks.wrappers import Defended, Expected, StraightThrough
 from redlab.batch import Attack, check_name
+from redlab.rng import SampleRng
 
 Against = Literal["victim", "defended", "self"]
 Gradient = Literal["exact", "bpda"] | Mapping[str, int]

@@ -33,8 +33,8 @@ from redlab.attacks import (
     WassersteinFrankWolfe,
     WassersteinPGD,
 )
-from redlab.attacks.mix import AttackMix, Component
 from redlab.attacks.project import checked_length
+from redlab.crafting.mix import AttackMix, Component
 
 
 class Untouchable(nn.Module):

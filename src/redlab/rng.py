@@ -1,7 +1,8 @@
-"""Random draws that belong to a sample, not to a process.
+"""Random draws that belong to a sample or to a name, not to a process.
 
-Every draw is a hash of (seed, stage, epoch, name of the draw, index of the sample, place in the draw), so a sample gets
-the same numbers on any device, in any batch, in any order and under any number of processes. There is no state to save.
+Every draw of a `SampleRng` is a hash of (seed, stage, epoch, name of the draw, index of the sample, place in the draw),
+so a sample gets the same numbers on any device, in any batch, in any order and under any number of processes.
+There is no state to save.
 
 The hash is splitmix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014) on int64 tensors,
 whose products wrap around as the algorithm wants.
@@ -141,3 +142,13 @@ class SampleRng:
         row = _mix(self.index * _GOLDEN + stream)
         place = torch.arange(1, math.prod(shape) + 1, device=row.device).mul_(_GOLDEN)
         return _mix(row[:, None] + place).view(len(row), *shape)
+
+
+def generator(*name: str | int) -> torch.Generator:
+    """A CPU generator seeded by a hash of its name, so that streams with different names are unrelated.
+
+    >>> int(torch.randint(1000, (), generator=generator("order", 0, 1)))
+    520
+    """
+    digest = hashlib.blake2b(repr(name).encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)

@@ -16,7 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from redlab.attacks.ascend import GradientSteps, SteppedAttack, ascend
-from redlab.attacks.component import (
+from redlab.attacks.guard import check_images, check_inputs, guard, logits_of
+from redlab.attacks.stored import Limits, on_grid
+from redlab.attacks.wrappers import Defended
+from redlab.batch import CLEAN, AttackBatch, Restorer, check_name
+from redlab.crafting.component import (
     AGAINST,
     MIN_WEIGHT,
     Against,
@@ -28,11 +32,7 @@ from redlab.attacks.component import (
     draws,
     unknown,
 )
-from redlab.attacks.guard import check_images, check_inputs, guard, logits_of
-from redlab.attacks.rng import SampleRng
-from redlab.attacks.stored import Limits, on_grid
-from redlab.attacks.wrappers import Defended
-from redlab.batch import CLEAN, AttackBatch, Restorer, check_name
+from redlab.rng import SampleRng
 
 __all__ = ["AttackMix", "Cell", "Component", "Distribution", "Plan"]
 

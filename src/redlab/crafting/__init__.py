@@ -1,0 +1,6 @@
+"""Crafting: which sample meets which attack on which victim, and the batch that comes of it."""
+
+from redlab.crafting.component import Component, Distribution
+from redlab.crafting.mix import AttackMix, Cell, Plan
+
+__all__ = ["AttackMix", "Cell", "Component", "Distribution", "Plan"]
