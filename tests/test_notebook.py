@@ -163,14 +163,14 @@ def test_predict_asks_for_what_a_method_can(method):
         def __init__(self):
             super().__init__(optimizer=torch.optim.Adam)
 
-        def adversarial_score(self, x):
-            return x.mean((1, 2, 3))
+        def adversarial_scores(self, x):
+            return {"mean": x.mean((1, 2, 3))}
 
         def attack_logits(self, x):
             return x.flatten(1)[:, :3]
 
     said = L.Trainer(**QUIET).predict(Other(), DataLoader(images(), batch_size=4))[0]
-    assert {k: tuple(v.shape) for k, v in said.items()} == {"adversarial_score": (4,), "attack_logits": (4, 3)}
+    assert {k: tuple(v.shape) for k, v in said.items()} == {"score_mean": (4,), "attack_logits": (4, 3)}
 
 
 @WORKERS

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 CLEAN = 0
 """Attack id of an image that was not attacked. Ids of attacks start at 1, in the order of the mix."""
 
+KNOWLEDGE = ("victim", "defence")
+"""What an attacker knows: the victim alone, or the defence as well. Batches hold places in this tuple."""
+
 
 def check_name(kind: str, name: str) -> None:
     """Checks the name of an attack or a victim, which goes into keys such as ``d/<attack>/<victim>`` and into tables.
@@ -114,7 +117,9 @@ class AttackBatch:
         adv: (N, C, H, W) float32 in [0, 1]; equal to ``clean`` where ``attack`` is ``CLEAN``.
         label: (N,) int64, true class.
         attack: (N,) int64, id of the component of the mix; 0 is clean.
+        setting: (N,) int64, which of the component's settings; 0 where it has one.
         victim: (N,) int64, id of the victim in the order of the data module's victims.
+        knowledge: (N,) int64, what the attacker knew, a place in ``KNOWLEDGE``; 0 for clean images.
         target: (N,) int64, class that a targeted attack aimed at, -1 where untargeted.
         index: (N,) int64, place in the data set.
         valid: (N,) bool, rows that count in metrics and losses.
@@ -127,7 +132,9 @@ class AttackBatch:
     adv: Tensor
     label: Tensor
     attack: Tensor
+    setting: Tensor
     victim: Tensor
+    knowledge: Tensor
     target: Tensor
     index: Tensor
     valid: Tensor
@@ -221,17 +228,77 @@ def attacked_images(batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
 
 @runtime_checkable
 class Detector(Protocol):
-    """Says whether an image was attacked."""
+    """Says whether an image was attacked.
 
-    def adversarial_score(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B,), larger means more likely attacked."""
+    Attributes:
+        verdict: name of the score that decides: an image counts as attacked where it is above 0.
+    """
+
+    verdict: str
+
+    def adversarial_scores(self, x: Tensor) -> dict[str, Tensor]:
+        """(B, C, H, W) -> name -> (B,), larger means more likely attacked; such as log p(attacked) / p(clean)."""
         ...
 
 
 @runtime_checkable
 class Identifier(Protocol):
-    """Says by which attack an image was made."""
+    """Says by which attack an image was made.
+
+    Attributes:
+        attack_names: what it tells apart, by the ids of the mix that it was trained on; the first is "clean".
+    """
+
+    attack_names: Sequence[str]
 
     def attack_logits(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, A) logits over the attack ids of the mix, 0 being clean."""
+        """(B, C, H, W) -> (B, A) logits over ``attack_names``."""
         ...
+
+
+@runtime_checkable
+class Labeler(Protocol):
+    """Gives the defended answer itself: a robust or randomised classifier, or a whole pipeline with one at its end."""
+
+    def class_logits(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, K) logits over the classes."""
+        ...
+
+
+@runtime_checkable
+class Aware(Protocol):
+    """Says what an attacker who knows all of it differentiates, where that is not what its capabilities imply."""
+
+    def surface(self, victim: nn.Module) -> nn.Module:
+        """A victim (B, C, H, W) -> (B, K) -> a network of the same kind, the whole defence in front of it."""
+        ...
+
+
+CAPABILITIES = {
+    "restorer": "restore",
+    "detector": "adversarial_scores",
+    "identifier": "attack_logits",
+    "labeler": "class_logits",
+}
+"""What a defence can do, and the method of its Protocol."""
+
+
+def able(defence: object) -> frozenset[str]:
+    """Those of ``CAPABILITIES`` whose method a defence has."""
+    return frozenset(name for name, method in CAPABILITIES.items() if callable(getattr(defence, method, None)))
+
+
+def capabilities(defence: object) -> frozenset[str]:
+    """What a defence can do: what its attribute ``capabilities`` says, else all that it has the method for.
+
+    The attribute is for a method whose options decide what it can do.
+
+    Raises:
+        ValueError: it names a capability without having its method.
+    """
+    said = getattr(defence, "capabilities", None)
+    if said is None:
+        return able(defence)
+    if unknown := frozenset(said) - able(defence):
+        raise ValueError(f"{type(defence).__name__} says that it is a {', '.join(sorted(unknown))}, without its method")
+    return frozenset(said)

@@ -32,7 +32,8 @@ def make_pairs(n=8, seed=0, valid=None, channels=1):
     adv = torch.where(attack.view(-1, 1, 1, 1) == 0, clean, (clean + noise).clamp(0, 1))
     valid = torch.ones(n, dtype=torch.bool) if valid is None else valid
     zeros = torch.zeros(n, dtype=torch.int64)
-    return AttackBatch(clean, adv, torch.arange(n) % 4, attack, torch.arange(n) // 2 % 2, zeros - 1, zeros, valid)
+    label, victim = torch.arange(n) % 4, torch.arange(n) // 2 % 2
+    return AttackBatch(clean, adv, label, attack, zeros, victim, zeros, zeros - 1, zeros, valid)
 
 
 class Pairs(LightningDataModule):

@@ -1,5 +1,6 @@
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -22,7 +23,8 @@ def random_arguments(n=40, seed=0, classes=3):
     # victim b never meets pgd: an empty cell
     victim = torch.where(attack == 2, 0, integers(2))
     valid = torch.rand(n, generator=g) < 0.7
-    batch = AttackBatch(clean, adv, integers(classes), attack, victim, torch.full((n,), -1), torch.arange(n), valid)
+    zero, index = torch.zeros(n, dtype=torch.int64), torch.arange(n)
+    batch = AttackBatch(clean, adv, integers(classes), attack, zero, victim, zero, zero - 1, index, valid)
     restored = torch.rand(clean.shape, generator=g)
     return batch, restored, *(torch.randn(n, classes, generator=g) for _ in range(4))
 
@@ -111,7 +113,7 @@ def test_pooling_is_by_cell_for_alignment_and_by_image_for_the_rest():
     batch, restored, *_ = rows_of(random_arguments(), torch.arange(4))
     attack, victim = torch.tensor([1, 1, 1, 2]), torch.tensor([0, 0, 0, 0])
     label, valid = torch.zeros(4, dtype=torch.int64), torch.ones(4, dtype=torch.bool)
-    batch = AttackBatch(batch.clean, batch.adv, label, attack, victim, batch.target, batch.index, valid)
+    batch = replace(batch, label=label, attack=attack, victim=victim, valid=valid)
     right = torch.tensor([[1.0, 0.0]] * 4)
     mixed = torch.tensor([[1.0, 0.0]] * 3 + [[0.0, 1.0]])
     values = computed((batch, restored, right, right, mixed, mixed))

@@ -19,7 +19,7 @@ from redlab.attacks.ascend import GradientSteps, SteppedAttack, ascend
 from redlab.attacks.guard import check_images, check_inputs, guard, logits_of
 from redlab.attacks.stored import Limits, on_grid
 from redlab.attacks.wrappers import Defended
-from redlab.batch import CLEAN, AttackBatch, Restorer, check_name
+from redlab.batch import CLEAN, KNOWLEDGE, AttackBatch, Restorer, check_name
 from redlab.crafting.component import (
     AGAINST,
     MIN_WEIGHT,
@@ -304,11 +304,13 @@ class AttackMix:
             check_inputs(x, y, None)
             clean, label = x.detach()[plan.source], y[plan.source]
             adv, target = clean.clone(), torch.full_like(label, -1)
-            fooled = torch.zeros_like(label, dtype=torch.bool)
+            fooled, knowledge = torch.zeros_like(label, dtype=torch.bool), torch.zeros_like(label)
+            setting = torch.zeros_like(label)
             for (side, victim, gradient), parts in self._by_model(plan, against).items():
                 model = _attacked_model(side, victim, victims, defender)
                 limits = self._attack(differentiable(model, gradient), parts, plan, clean, label, adv, target)
                 rows = torch.cat([rows for _, rows in parts])
+                knowledge[rows] = KNOWLEDGE.index("victim" if side == "victim" else "defence")
                 won, levels = None, 2 ** (self.quantize or 0) - 1
                 if limits is not None:
                     pairs = clean[rows], adv[rows], label[rows], target[rows]
@@ -326,7 +328,9 @@ class AttackMix:
             adv=adv,
             label=label,
             attack=plan.attack,
+            setting=setting,
             victim=plan.victim,
+            knowledge=knowledge,
             target=target,
             index=plan.index,
             valid=counts,

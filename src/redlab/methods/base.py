@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from redlab.batch import AttackBatch, Detector, Identifier, Restorer, attacked_images, estimate
+from redlab.batch import AttackBatch, Restorer, attacked_images, capabilities, estimate
 from redlab.methods.examples import Examples
 from redlab.metrics import RestorationMetrics
 from redlab.victims import state_hash
@@ -152,16 +152,19 @@ class Method(LightningModule):
             dataloader_idx: of the loader.
 
         Returns:
-            By capability ``restored`` (B, C, H, W), ``adversarial_score`` (B,) and ``attack_logits`` (B, A); of a batch
-            of the data module also everything in it, by the names of ``AttackBatch``.
+            By capability ``restored`` (B, C, H, W), ``score_<name>`` (B,), ``attack_logits`` (B, A), ``class_logits``
+            (B, K); of a batch of the data module also everything in it, by the names of ``AttackBatch``.
         """
         x, said = attacked_images(batch)
-        if isinstance(self, Restorer):
-            said["restored"] = self.restore(x)
-        if isinstance(self, Detector):
-            said["adversarial_score"] = self.adversarial_score(x)
-        if isinstance(self, Identifier):
-            said["attack_logits"] = self.attack_logits(x)
+        can, method = capabilities(self), cast(Any, self)
+        if "restorer" in can:
+            said["restored"] = method.restore(x)
+        if "detector" in can:
+            said |= {f"score_{name}": score for name, score in method.adversarial_scores(x).items()}
+        if "identifier" in can:
+            said["attack_logits"] = method.attack_logits(x)
+        if "labeler" in can:
+            said["class_logits"] = method.class_logits(x)
         return said
 
     def clamped_estimate(self, x: Tensor) -> Tensor:
