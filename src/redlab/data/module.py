@@ -14,6 +14,7 @@ from redlab.crafting.mix import AttackMix, Cell
 from redlab.data.folder import FolderSource, check_images
 from redlab.data.loader import EpochLoader, EpochSampler
 from redlab.data.sources import Splits
+from redlab.evaluation import Evaluator
 from redlab.rng import generator
 
 
@@ -116,6 +117,7 @@ class AttackDataModule(LightningDataModule):
         self._source, self._check_images = source, check_images
         self._splits: Splits | None = None
         self._indices: dict[str, Tensor] = {}
+        self.defence: nn.Module | None = None
 
     @property
     def splits(self) -> Splits:
@@ -160,7 +162,7 @@ class AttackDataModule(LightningDataModule):
     def test_cells(self) -> list[TestCell]:
         """What the test loaders measure, in their order: clean, attacked, and adaptive if the module restores."""
         cells = [TestCell(*cell) for cell in self.mix.cells(self.victims)]
-        if not isinstance(self._defender, Restorer):
+        if not isinstance(self.defence, Restorer):
             return cells
         adaptive = [cell._replace(adaptive=True) for cell in cells if self._attacks_the_victim(cell)]
         return cells + adaptive
@@ -168,9 +170,15 @@ class AttackDataModule(LightningDataModule):
     def _attacks_the_victim(self, cell: TestCell) -> bool:
         return cell.attack != CLEAN and self.mix.components[self.mix.names[cell.attack]].against == "victim"
 
-    @property
-    def _defender(self) -> nn.Module | None:
-        return self.trainer.lightning_module if self.trainer is not None else None
+    def attach(self, method: Any, judges: Sequence[str] | None = None) -> None:
+        """Makes a method what attacks on the defence are on, and hands it what it is to be evaluated by.
+
+        Args:
+            method: of ``redlab.methods``.
+            judges: victims that judge every image; None: the one that was attacked.
+        """
+        self.defence = method
+        method.evaluator = Evaluator(victims=self.victims, attack_names=self.mix.names, judges=judges)
 
     def prepare_data(self) -> None:
         """Loads the data on one process first, which downloads them and looks at all images where that is asked for.
@@ -337,8 +345,8 @@ class AttackDataModule(LightningDataModule):
         if not isinstance(batch, RawBatch) or trainer is None:
             return batch
         if trainer.training:
-            return self.craft(batch, stage="train", epoch=trainer.current_epoch, defender=self._defender)
+            return self.craft(batch, stage="train", epoch=trainer.current_epoch, defender=self.defence)
         if trainer.validating or trainer.sanity_checking:
-            return self.craft(batch, stage="val", defender=self._defender, want_fooled=True)
+            return self.craft(batch, stage="val", defender=self.defence, want_fooled=True)
         cell = self.test_cells[dataloader_idx]
-        return self.craft(batch, stage="test", cell=cell, defender=self._defender, want_fooled=True)
+        return self.craft(batch, stage="test", cell=cell, defender=self.defence, want_fooled=True)

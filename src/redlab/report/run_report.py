@@ -32,7 +32,7 @@ def run_report(
     summary: str,
     config: str,
     metrics: Mapping[str, float],
-    examples: Sequence[tuple[AttackBatch, Tensor]],
+    examples: Sequence[tuple[AttackBatch, Mapping[str, Tensor]]],
     attack_names: Sequence[str],
     victims: Mapping[str, nn.Module],
     class_names: Sequence[str],
@@ -47,7 +47,7 @@ def run_report(
         summary: a few lines below it.
         config: resolved config as YAML.
         metrics: flat numbers with keys ``test/...``.
-        examples: pairs and their restorations of the attacked test cells; empty for a method that does not restore.
+        examples: pairs of the attacked test cells and what was said of them.
         attack_names: names by attack id.
         victims: name -> victim, on the CPU or wherever; the order gives the ids.
         class_names: names of the classes.
@@ -58,8 +58,8 @@ def run_report(
         The path of ``report.html``.
     """
     figures: dict[str, Figure] = {}
-    if examples:
-        figures["restoration"] = _grid(examples, attack_names, victims, class_names)
+    if restorations := [(batch, said["restored"]) for batch, said in examples if "restored" in said]:
+        figures["restoration"] = _grid(restorations, attack_names, victims, class_names)
     if "test/attacked_accuracy" in metrics:
         figures["accuracy"] = accuracy_bars(metrics)
     trained = ("train/", "val/")  # an evaluation has neither

@@ -223,6 +223,8 @@ def _finish(
     metrics = dict(method.results)
     if trainer.is_global_zero:
         (out / "config.yaml").write_text(OmegaConf.to_yaml(cfg))
+        if (rows := getattr(method, "samples", None)) is not None:
+            rows.save(out / "samples.npz")
         part = out / "metrics.json.part"
         part.write_text(json.dumps(metrics, indent=2, sort_keys=True) + "\n")
         os.replace(part, out / "metrics.json")
