@@ -181,5 +181,6 @@ def test_predict_of_a_classifier(method):
     assert said["logits"].shape == (4, 10)
     mix = redlab.AttackMix({"fgsm": redlab.Component(attack=redlab.attacks.FGSM(eps=0.1), against="self")})
     data = redlab.data.AttackDataModule(redlab.data.digits, mix=mix, victims={"lenet": classifier}, limit_test=8)
+    data.attach(classifier)
     clean, attacked = L.Trainer(**QUIET).predict(classifier, datamodule=data)
     assert clean[0]["logits"].shape == attacked[0]["logits"].shape == (8, 10)

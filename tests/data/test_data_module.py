@@ -286,7 +286,8 @@ def test_adaptive_cells_only_for_restorers_and_attacks_on_the_victim():
         "whole": Component(attack=FGSM(eps=0.1), against="defended"),
     }
     data, recorder = module(AttackMix(components)), RestoringRecorder()
-    assert not any(cell.adaptive for cell in data.test_cells)  # no trainer, no restorer
+    assert not any(cell.adaptive for cell in data.test_cells)  # no restorer
+    data.attach(recorder)
     trainer().test(recorder, datamodule=data, verbose=False)
     plain = [TestCell(*cell) for cell in AttackMix(components).cells(["a", "b"])]
     assert data.test_cells == [*plain, TestCell(1, 0, True), TestCell(1, 1, True)]
