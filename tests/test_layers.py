@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "redlab"
 FILES = sorted(PACKAGE.rglob("*.py"))
-LAYERS = [
+LAYERS = ["extras", "provenance", "rng", "batch", "nn", "victims", "attacks", "crafting", "metrics", "report"]
     "extras",
     "provenance",
     "rng",
@@ -24,7 +24,7 @@ LAYERS = [
     "report",
     "evaluation",
 ]
-LAYERS += ["data", "methods", "studies", "runs"]
+LAYERS += ["evaluation", "data", "methods", "studies", "runs"]
 # the layers that each layer may import at most, besides itself and the package's own version
 ALLOWED = {
     "extras": set(),
