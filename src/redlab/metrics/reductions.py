@@ -195,8 +195,8 @@ def numbers(rows: Samples) -> dict[str, float]:
             tails = ["".join(f"/{name}" for name in group) for group in names]
             for measure, values in _measures(some, groups, len(names), clean):
                 out |= {f"{head}{measure}{tail}": value for tail, value in zip(tails, values, strict=True)}
-    if len(clean) and "right_clean" in clean:
-        out["clean_accuracy"] = clean.mean("right_clean")
+        if len(attacked) < len(mine) and "right_clean" in mine:
+            out[f"{head}clean_accuracy"] = mine.where(attacked=0).mean("right_clean")
     if "right" in rows and "judge" in rows:
         least = worst(rows)
         out["worst_accuracy"] = least.mean("right")
