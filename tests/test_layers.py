@@ -29,7 +29,19 @@ ALLOWED = {
     "data": {"rng", "batch", "attacks", "crafting", "evaluation"},
     "methods": {"rng", "batch", "nn", "metrics", "evaluation", "victims"},
     "studies": {"provenance", "report"},
-    "runs": {"provenance", "batch", "victims", "attacks", "crafting", "report", "data", "methods", "studies", "extras"},
+    "runs": {
+        "provenance",
+        "batch",
+        "metrics",
+        "victims",
+        "attacks",
+        "crafting",
+        "report",
+        "data",
+        "methods",
+        "studies",
+        "extras",
+    },
 }
 # and the files of runs/, of which each imports from those before it
 RUNS = ["check", "folders", "config", "blame", "trust", "identity", "stopping", "console", "loggers", "trainer"]
