@@ -40,7 +40,7 @@ def check_name(kind: str, name: str) -> None:
         raise ValueError(f"the name of a {kind} must be printable text without spaces around it, got {name!r}")
     if bad := [mark for mark in "/$" if mark in name]:
         raise ValueError(f"the name of a {kind} must be without {bad[0]!r}, which keys or figures need, got {name!r}")
-    if name in ("all attacks", "no attack"):
+    if name in ("every attacker", "all attacks", "no attack"):
         raise ValueError(f"the name of a {kind} must not be {name!r}, which tables call something else")
 
 

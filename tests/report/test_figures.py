@@ -7,18 +7,17 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
+from redlab.metrics import Samples, auroc, confusion, roc, worst
+from redlab.report.canvas import figure_pixels, log_figure, save_figure, to_uint8
 from redlab.report.figures import (
+    SHARE_COLOURS,
     accuracy_bars,
     comparison,
-    figure_pixels,
-    log_figure,
-    residual,
-    residual_limit,
-    restoration_grid,
-    save_figure,
-    to_uint8,
+    confusion_map,
+    roc_curves,
     training_curves,
 )
+from redlab.report.pictures import Caption, residual, residual_limit, restoration_grid, verdict_grid
 
 
 def test_to_uint8_scales_clips_and_orders_channels() -> None:
@@ -112,6 +111,34 @@ def test_grid_refuses_images_that_do_not_match() -> None:
         restoration_grid(*[torch.zeros(0, 1, 4, 4)] * 3)
 
 
+def test_the_grid_of_verdicts_shows_the_perturbation_and_what_was_said() -> None:
+    clean = torch.full((2, 1, 8, 8), 0.5)
+    adv = clean + torch.tensor([1.0, -1.0]).view(2, 1, 1, 1) * 10 / 255
+    figure = verdict_grid(
+        clean,
+        adv,
+        labels=torch.tensor([0, 1]),
+        predictions=(torch.tensor([0, 1]), torch.tensor([1, 1])),
+        verdicts=[Caption("alarm, 1.50", True), Caption("pgd")],
+        attacks=["fgsm", "pgd eps 4"],
+        victims=["lenet", "lenet"],
+        class_names=["cat", "dog"],
+    )
+    shown = images_of(figure)
+    assert [int(part[0, 0, 0]) for part in shown] == [128, 138, 255, 128, 118, 0]
+    assert "±10/255, and the defence" in {text.get_text() for text in figure.texts}
+    said = [(axes.texts[0].get_text(), axes.texts[0].get_color()) for axes in figure.axes]
+    right, wrong, neither = "#1a7f4b", "#c0392b", "#697586"
+    assert said == [
+        ("cat ✓", right), ("dog ✗", wrong), ("alarm, 1.50 ✓", right),
+        ("dog ✓", right), ("dog ✓", right), ("pgd", neither),
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="one shape"):
+        verdict_grid(
+            clean, adv[:1], labels=clean, predictions=(clean, clean), verdicts=[], attacks=[], victims=[]
+        )  # fmt: skip
+
+
 def heights(figure: Figure, panel: int = 0) -> dict[str, list[float]]:
     """Legend name -> heights of its bars."""
     return {
@@ -121,28 +148,70 @@ def heights(figure: Figure, panel: int = 0) -> dict[str, list[float]]:
     }
 
 
-def test_bars_are_as_high_as_the_accuracies() -> None:
-    figure = accuracy_bars(
-        {
-            "test/clean_accuracy": 0.95,
-            "test/attacked_accuracy": 0.1,
-            "test/attacked_accuracy/pgd": 0.05,
-            "test/attacked_accuracy/pgd/lenet": 0.99,
-            "test/adaptive_restored_accuracy/pgd": 0.2,
-        }
+def test_bars_are_as_high_as_the_accuracies(made_up) -> None:
+    rows = made_up("restorer", attacks=("pgd",))
+    figure = accuracy_bars(rows)
+    clean, pgd, knows = (
+        rows.where(attacked=0),
+        rows.where(attacked=1, knowledge="victim"),
+        rows.where(knowledge="defence"),
     )
     assert heights(figure) == {
-        "clean": [0.95],
-        "attacked": [0.1, 0.05],
-        "restored, attacker knows the defence": [0.2],
+        "clean": [part.mean("right_clean") for part in (pgd, pgd, knows, clean)],
+        "attacked": [part.mean("right_attacked") for part in (pgd, pgd, knows)],
+        "restored": [worst(rows).mean("right"), *(part.mean("right") for part in (pgd, pgd, knows, clean))],
     }
-    assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["all attacks", "pgd"]
+    ticks = [tick.get_text().replace("\n", " ") for tick in figure.axes[0].get_xticklabels()]
+    assert ticks == ["every attacker", "all attacks", "pgd", "pgd (adaptive)", "no attack"]
     assert figure_pixels(figure).std() > 10
 
 
-def test_bars_without_accuracies_are_refused() -> None:
-    with pytest.raises(ValueError, match="no accuracy"):
-        accuracy_bars({"test/d": 1.0})
+def test_a_bar_stands_above_the_name_of_its_attacker(made_up) -> None:
+    figure = accuracy_bars(made_up("detector"))
+    (bars,) = (b for b in figure.axes[0].containers if getattr(b, "get_label", str)() == "attacked")
+    centres = [patch.get_x() + patch.get_width() / 2 for patch in bars]
+    assert [round(x) for x in centres] == [1, 2, 3, 4]  # not 0, every attacker, and not 5, no attack
+    assert all(abs(x - round(x)) < 0.01 for x in centres)  # the middle one of three
+
+
+def test_bars_without_right_answers_are_refused(made_up) -> None:
+    with pytest.raises(ValueError, match="no right answers"):
+        accuracy_bars(Samples({}))
+
+
+def test_roc_curves_are_those_of_each_attacker_against_the_clean_rows(made_up) -> None:
+    rows = made_up("detector", n=30, scores=("odds", "size"))
+    figure = roc_curves(rows)
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["score odds", "score size"]
+    clean, pgd = rows.where(attacked=0), rows.where(attack="pgd")
+    for axes, score in zip(figure.axes, ("odds", "size"), strict=True):
+        drawn = {str(line.get_label()): line for line in axes.lines[1:]}
+        both = Samples.cat([clean, pgd.where(knowledge="defence")])
+        line = drawn.pop(f"pgd (adaptive), {auroc(both, score):.3f}")
+        false, true = roc(both, score)
+        assert np.asarray(line.get_xydata()).T.tolist() == [false.tolist(), true.tolist()]
+        assert line.get_linestyle() == "--"
+        assert [name.split(",")[0] for name in drawn] == ["fgsm", "pgd"]
+    for lacking in (
+        made_up("restorer"),
+        made_up("detector", clean=False),
+        made_up("detector", attacks=(), adaptive=()),
+    ):
+        with pytest.raises(ValueError, match="a ROC curve needs"):
+            roc_curves(lacking)
+
+
+def test_the_confusion_map_says_shares_of_each_attack(made_up) -> None:
+    rows = made_up("identifier", adaptive=(), known=("pgd", "c$w"))
+    figure = confusion_map(rows)
+    (axes,) = figure.axes
+    counts, _, _ = confusion(rows)
+    shares = counts / counts.sum(1, keepdim=True)
+    assert np.allclose(np.asarray(axes.images[0].get_array()), shares)
+    assert [text.get_text() for text in axes.texts] == [f"{100 * share:.0f}" for share in shares.flatten().tolist()]
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["no attack", "fgsm (unseen)", "pgd"]
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["no attack", "pgd", r"c\$w"]
+    figure_pixels(figure)
 
 
 def test_curves_go_through_the_logged_points() -> None:
@@ -156,6 +225,19 @@ def test_curves_go_through_the_logged_points() -> None:
     assert drawn == {"train/loss": [[0, 2], [10, 1]], "val/restored_accuracy": [[10, 0.5]]}
     with pytest.raises(ValueError, match="no losses"):
         training_curves([{"step": "1", "test/loss": "1"}])
+
+
+def test_curves_of_every_capability_in_the_colours_of_the_bars() -> None:
+    keys = ("attacked_accuracy", "defended_accuracy", "auroc", "auroc_size", "identified", "worst_accuracy", "d")
+    row = {"step": "1"} | {f"val/{key}": f"0.{i}" for i, key in enumerate(keys, start=1)}
+    (axes,) = training_curves([row, {"step": "2", "train/lr": "1"}]).axes
+    drawn = {str(line.get_label()): line.get_color() for line in axes.lines}
+    assert list(drawn) == [f"val/{key}" for key in keys[:5]]  # in validation, an image meets one attack: no worst case
+    assert drawn["val/attacked_accuracy"] == SHARE_COLOURS["attacked"]
+    assert drawn["val/defended_accuracy"] == SHARE_COLOURS["defended"]
+    assert len(set(drawn.values())) == 5
+    (axes,) = training_curves([row | {"val/restored_accuracy": "0.2"}]).axes  # the same: it has no answer but this
+    assert "val/defended_accuracy" not in {line.get_label() for line in axes.lines}
 
 
 def test_comparison_keeps_ours_and_the_papers_on_separate_axes() -> None:

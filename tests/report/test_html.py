@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from redlab.metrics.restoration import QUANTITIES
-from redlab.report import ACCURACIES, Table, metrics_table, write_report
-from redlab.report.run_report import tables_of
+from redlab.report import Table, Tile, write_report
+from redlab.report.measures import tables
 
-METRICS = {"test/clean_accuracy": 0.9612, "test/attacked_accuracy": 0.0425, "test/attacked_accuracy/pgd": 0.011}
+TILES = [Tile("restored, <worst>", 0.0425, "restored"), Tile("clean", 0.9612, "clean"), Tile("adaptive", None)]
 
 
 @pytest.fixture
@@ -23,10 +22,10 @@ def page(tmp_path: Path) -> str:
         tmp_path / "deep/report.html",
         title="Run <1> & co",
         summary="line one\n<img src=x>",
-        metrics=METRICS,
+        tiles=TILES,
         figures={'a "quoted" caption': pixels},
         config={"lr": 1e-4, "path": Path("x"), "text": "</pre><script>alert(1)</script>"},
-        tables=[metrics_table(METRICS, ACCURACIES, "Accuracy per attack")],
+        tables=[Table("Accuracy", ("attack", "clean"), (("pgd", "1.1 %"),))],
         verdicts=Table("Conclusions", ("conclusion", "ours"), (("d: DO < DS", "fails"),)),
     )
     return path.read_text(encoding="utf-8")
@@ -48,10 +47,11 @@ class Balanced(HTMLParser):
 
 
 def test_headline_comes_first_and_says_what_is_missing(page: str) -> None:
-    order = [page.index(text) for text in ("96.1 %", "4.2 %", "not measured", "<h2>Figures", "<h2>Numbers")]
+    order = [page.index(text) for text in ("4.2 %", "96.1 %", "not measured", "<h2>Figures", "<h2>Numbers")]
     assert order == sorted(order)
     assert page.index("<h2>Numbers") < page.index("<h2>Verdicts") < page.index("<h2>Configuration")
-    assert page.count("not measured") == 2
+    assert page.count("not measured") == 1
+    assert "--tone:#3b8f6b'><b>4.2 %</b><span>restored, &lt;worst&gt;" in page  # the colour of its bars
     assert "1.1 %" in page
     assert '<td class="fails">fails</td>' in page
 
@@ -82,19 +82,15 @@ def test_the_picture_inside_is_the_picture_given(page: str) -> None:
     assert pixels.sum() == 240
 
 
-def test_no_headline_without_accuracies(tmp_path: Path) -> None:
-    path = write_report(tmp_path / "r.html", title="t", summary="", metrics={}, figures={}, config="a: 1\n")
+def test_no_headline_without_tiles(tmp_path: Path) -> None:
+    path = write_report(tmp_path / "r.html", title="t", summary="", figures={}, config="a: 1\n")
     assert "tile'" not in path.read_text(encoding="utf-8")
 
 
-def test_on_a_phone_the_last_column_is_in_sight(tmp_path: Path) -> None:
+def test_on_a_phone_the_last_column_is_in_sight(made_up, tmp_path: Path) -> None:
     """Estimated as a browser lays it out that gives every column its longest word, at 0.62 em a character."""
-    names = ("pgd", "local_search", "wasserstein_frank_wolfe")
-    measures = (*QUANTITIES, "adaptive_restored_accuracy")
-    metrics = {f"test/{m}{suffix}": 0.98765 for m in measures for suffix in ("", *(f"/{name}" for name in names))}
-    path = write_report(
-        tmp_path / "r.html", title="t", summary="", metrics=metrics, figures={}, config="", tables=tables_of(metrics)
-    )
+    rows = made_up("restorer", "detector", attacks=("pgd", "local_search", "wasserstein_frank_wolfe"), n=97)
+    path = write_report(tmp_path / "r.html", title="t", summary="", figures={}, config="", tables=tables(rows))
     page = path.read_text(encoding="utf-8")
     phone = re.search(r"@media \(max-width: 480px\).*?\n}\n", page, re.S)[0]  # type: ignore[index]
 
@@ -104,9 +100,9 @@ def test_on_a_phone_the_last_column_is_in_sight(tmp_path: Path) -> None:
     (body,), (head,) = said(r"table { font-size: (\d+)px"), said(r"th { font-size: (\d+)px")
     (around,), (first,) = said(r"th, td { padding: \d+px (\d+)px"), said(r"min-width: (\d+)px")
     (margin,), (inside,) = said(r"main { padding: \d+px (\d+)px"), said(r"\.card { padding: \d+px (\d+)px")
-    tables = re.findall(r"<div class='scroll'><table>.*?</table></div>", page, re.S)
-    assert len(tables) == 3
-    for table in tables:
+    found = re.findall(r"<div class='scroll'><table>.*?</table></div>", page, re.S)
+    assert len(found) == 4
+    for table in found:
         rows = [
             re.findall(r"<t[hd]( class=\"number\")?>(.*?)</t[hd]>", row) for row in re.findall(r"<tr>.*?</tr>", table)
         ]

@@ -127,6 +127,8 @@ def training_curves(rows: Iterable[Mapping[str, Any]], title: str = "") -> Figur
             if key.startswith(("train/", "val/")) and key.count("/") == 1 and value not in ("", None):
                 curves.setdefault(key, []).append((float(row["step"]), float(value)))
     shares = {k: v for k, v in curves.items() if _is_share(k.split("/")[1])}
+    if shares.get("val/defended_accuracy") == shares.get("val/restored_accuracy"):
+        shares.pop("val/defended_accuracy", None)
     losses = {k: v for k, v in curves.items() if "loss" in k}
     drawn = [(name, found) for name, found in (("accuracy", shares), ("loss", losses)) if found]
     if not drawn:
@@ -152,8 +154,12 @@ def training_curves(rows: Iterable[Mapping[str, Any]], title: str = "") -> Figur
 
 
 def _is_share(measure: str) -> bool:
-    """Whether a number is one of the shares in 0..1 that are told of training."""
-    return "accuracy" in measure or measure.startswith(("pa_", "auroc")) or measure == "identified"
+    """Whether a number is one of the shares in 0..1 that are told of training.
+
+    The worst attacker is none of them: in validation, an image meets one attack.
+    """
+    told = "accuracy" in measure or measure.startswith(("pa_", "auroc")) or measure == "identified"
+    return told and not measure.startswith("worst")
 
 
 def comparison(

@@ -17,17 +17,19 @@ from redlab.metrics import Samples, score_names
 from redlab.report.canvas import log_figure
 from redlab.report.figures import accuracy_bars, confusion_map, roc_curves, training_curves
 from redlab.report.html import write_report
-from redlab.report.measures import headline, tables
+from redlab.report.measures import NONE, headline, tables
 from redlab.report.pictures import Caption, restoration_grid, verdict_grid
 from redlab.report.tables import console
 
 Said = Mapping[str, Tensor]
 
-SHOWN = "Test images: of each attack some that were put right and some that were not, where there are such. "
 CAPTIONS = {
-    "restoration": SHOWN + "The victim's answer stands below each, with a tick where it is right.",
-    "verdicts": SHOWN + "Below the clean and the attacked image stands the victim's answer, below the perturbation "
-    "what the defence said of the attacked image, with a tick where it is right.",
+    "restoration": "Test images: of each attack some that were put right and some that were not, where there are such. "
+    "The victim's answer stands below each, with a tick where it is right.",
+    "verdicts": "Test images: of each attack some where the defence was right and some where it was not, where there "
+    "are such. Below the clean and the attacked image stands the victim's answer, below the perturbation what the "
+    "defence said of the attacked image, with a tick where it is right; the name of an attack has no mark where the "
+    "true one is none that the defence was trained on.",
     "accuracy": "Test accuracy per attacker: the victim's on clean and on attacked images, and that of the defence. "
     "Every attacker: images that are right whatever is done to them. Adaptive: the attacker knows the defence.",
     "roc": "Test images: alarms on attacked against alarms on clean images, over all thresholds.",
@@ -125,7 +127,9 @@ def _pictures(
             class_names=classes,
         )
     if captions := _captions(rows, batch, said, classes):
-        right = torch.stack([*(judged[:2] == batch.label), said["right"] > 0])
+        verdicts = zip(captions, (said["right"] > 0).tolist(), strict=True)
+        right = torch.tensor([whole if caption.right is None else caption.right for caption, whole in verdicts])
+        right = torch.stack([*(judged[:2] == batch.label), right])
         shown = torch.tensor(_shown(batch, right))
         some, answers = batch[shown], judged[:, shown]
         found["verdicts"] = verdict_grid(
@@ -155,8 +159,7 @@ def _captions(rows: Samples, batch: AttackBatch, said: Said, classes: Sequence[s
             found.append(Caption(classes[answer], answer == int(batch.label[i])))
         elif "said" in said:
             name, right = rows.names["said"][int(said["said"][i])], float(said["identified"][i])
-            unseen = " (unseen)" if right != right else ""
-            found.append(Caption({"clean": "no attack"}.get(name, name) + unseen, None if unseen else right > 0))
+            found.append(Caption(NONE if name == "clean" else name, None if right != right else right > 0))
         elif "alarm" in said:
             alarm, scores = bool(said["alarm"][i] > 0), score_names(rows)
             score = f", {float(said[f'score_{scores[0]}'][i]):.2f}" if len(scores) == 1 else ""
