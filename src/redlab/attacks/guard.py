@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from numbers import Integral, Real
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from redlab.attacks.speed import networks_in, quickly
-
-Call = TypeVar("Call", bound=Callable[..., Any])
+from redlab.attacks.speed import networks_in
 
 _NOT_FINITE: ContextVar[dict[torch.device, Tensor] | None] = ContextVar("not finite", default=None)
 """How many answers inside the innermost guard were not finite, counted where a look at each would be a wait."""
@@ -59,7 +56,7 @@ def guard(model: Callable[[Tensor], Any]) -> Iterator[None]:
     # A frozen script has no mode.
     modes = [(m, m.training) for network in networks for m in network.modules() if hasattr(m, "training")]
     weights = [p for network in networks for p in network.parameters()]
-    wanted = [p for p in weights if p.requires_grad and not p.is_inference()]
+    wanted = [(p, p.requires_grad) for p in weights if not p.is_inference()]
     places = [*weights, *(b for network in networks for b in network.buffers())]
     cuda = {t.device.index for t in places if t.device.type == "cuda"}
     with ExitStack() as stack:
@@ -77,8 +74,9 @@ def guard(model: Callable[[Tensor], Any]) -> Iterator[None]:
             for module, training in modes:
                 if training:
                     module.training = False
-            for p in wanted:
-                p.requires_grad_(False)
+            for p, needed in wanted:
+                if needed:
+                    p.requires_grad_(False)
             yield
             _refuse(sum(int(count) for count in counts.values()))
         except RuntimeError as error:
@@ -91,8 +89,9 @@ def guard(model: Callable[[Tensor], Any]) -> Iterator[None]:
             for module, training in modes:
                 if module.training != training:
                     module.training = training
-            for p in wanted:
-                p.requires_grad_(True)
+            for p, needed in wanted:
+                if p.requires_grad != needed:
+                    p.requires_grad_(needed)
 
 
 def outside_inference(t: Tensor) -> Tensor:
@@ -180,24 +179,6 @@ def checked(model: Callable[[Tensor], Any], *labels: Tensor | None) -> Callable[
     """
     top = int(torch.cat([t for t in labels if t is not None]).amax())
     return lambda images: logits_of(model, images, top)
-
-
-def sound(call: Call) -> Call:
-    """An attack's ``__call__`` (or ``run``) during which networks compute faster, its result checked like its input.
-
-    Args:
-        call: method with the call of ``redlab.batch.Attack``; of a tuple, the first entry counts.
-    """
-
-    @functools.wraps(call)
-    def attack(
-        self: object, model: nn.Module, x: Tensor, y: Tensor, *, target: Tensor | None = None, rng: Any = None
-    ) -> Any:
-        found = quickly(model, lambda: call(self, model, x, y, target=target, rng=rng))
-        check_images(f"the result of {type(self).__name__}", found[0] if isinstance(found, tuple) else found)
-        return found
-
-    return cast("Call", attack)
 
 
 def check_images(name: str, images: Tensor) -> None:
