@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from redlab.attacks import PGD, SampleRng
+from redlab.attacks import PGD, FeatureAttack, SampleRng
 from redlab.attacks.base import GuardedAttack
 
 X = torch.rand(4, 3, 6, 5, generator=torch.Generator().manual_seed(0)) * 0.5 + 0.25
@@ -178,3 +178,9 @@ def test_the_cost_of_a_run() -> None:
 def test_a_base_without_crafting_is_no_attack() -> None:
     with pytest.raises(TypeError, match="craft"):
         GuardedAttack()  # type: ignore[abstract]
+
+
+def test_a_function_has_no_layers() -> None:
+    net = network().eval()
+    with pytest.raises(ValueError, match=r"looks into a torch.nn.Module, got function"):
+        FeatureAttack(guides=X)(lambda x: net(x), X, Y)  # type: ignore[arg-type]

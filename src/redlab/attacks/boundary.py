@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from redlab.attacks.base import GuardedAttack
-from redlab.attacks.guard import checked, per_row
-from redlab.attacks.margin import wins
+from redlab.attacks.guard import decided, per_row
 from redlab.attacks.project import per_pixel
 from redlab.rng import SampleRng
 
@@ -74,8 +73,8 @@ class Boundary(GuardedAttack):
         """
         steps = per_row("steps", self.steps, x, low=1, whole=True)
         around, inwards = (per_row(n, getattr(self, n), x) for n in ("spherical_step", "source_step"))
-        classify = checked(model, y)
-        x_adv, used, done = self._start(classify, x, y, rng)
+        said = decided(model, y)
+        x_adv, used, done = self._start(said, x, y, rng)
         rows, best, step = torch.arange(len(x), device=x.device), x_adv.clone(), 0
         on_sphere, after = (x.new_full((len(x), window), math.nan) for window, *_ in (AROUND, INWARDS))
         while True:
@@ -92,27 +91,27 @@ class Boundary(GuardedAttack):
             step += 1
             way = rng.fork(f"step {step}").normal("way", *x.shape[1:])
             circled, tried = _propose(x, best, way, around, inwards)
-            hit = wins(classify(tried), y)
+            hit = said(tried) != y
             used[rows] += 1
             nearer = hit & (_length(tried - x) < _length(best - x))
             best = torch.where(per_pixel(nearer), tried, best)
             if step % JUDGED == 0:
-                on_sphere, both = self._judge(on_sphere, wins(classify(circled), y), *AROUND[1:])
+                on_sphere, both = self._judge(on_sphere, said(circled) != y, *AROUND[1:])
                 after, own = self._judge(after, hit, *INWARDS[1:])
                 around, inwards = around * both, inwards * both * own
                 used[rows] += 1
 
     def _start(
-        self, classify: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, rng: SampleRng
+        self, said: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, rng: SampleRng
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Where rows begin, what that cost, and whether they are finished because it is at the clean image."""
-        lost, used = ~wins(classify(x), y), torch.ones_like(y)
+        lost, used = said(x) == y, torch.ones_like(y)
         noise, todo = x.clone(), lost.nonzero()[:, 0]
         for draw in range(self.starts):
             if len(todo) == 0:
                 break
             tried = _noise(x, 2 ** (draw % GRAINS), rng[todo].fork(f"start {draw}"))
-            hit = wins(classify(tried), y[todo])
+            hit = said(tried) != y[todo]
             used[todo] += 1
             noise[todo[hit]] = tried[hit]
             todo = todo[~hit]
@@ -122,7 +121,7 @@ class Boundary(GuardedAttack):
             if len(begun) == 0:
                 break
             tried = torch.lerp(x[begun], noise[begun], blend / BLENDS)
-            hit = wins(classify(tried), y[begun])
+            hit = said(tried) != y[begun]
             used[begun] += 1
             best[begun[hit]] = tried[hit]
             begun = begun[~hit]

@@ -54,6 +54,8 @@ class FeatureAttack(GuardedAttack):
 
         ``rng`` and ``target`` are for the rule; guides given as a tensor are followed whatever the target.
         """
+        if not isinstance(model, nn.Module):
+            raise ValueError(f"FeatureAttack looks into a torch.nn.Module, got {type(model).__name__}")
         eps = checked_length("eps", self.eps, x, self.norm)
         length = eps / 4 if self.step_size is None else checked_length("step_size", self.step_size, x, self.norm)
         steps = per_row("steps", self.steps, x, low=1, whole=True)

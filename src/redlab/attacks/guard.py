@@ -104,7 +104,7 @@ def outside_inference(t: Tensor) -> Tensor:
 
 
 def logits_of(model: Callable[[Tensor], Any], images: Tensor, top: int) -> Tensor:
-    """The model's answer, in float32 and checked. The one place where models are asked.
+    """The model's answer, in float32 and checked. Here and in `decided` models are asked, and nowhere else.
 
     The model gets a copy of the images, so that it may write into it, in the floating-point type of its first
     parameter. It answers with the logits or with something that has them as its ``logits``.
@@ -121,9 +121,16 @@ def logits_of(model: Callable[[Tensor], Any], images: Tensor, top: int) -> Tenso
         ValueError: the model does not return (B, K), K >= 2; ``top`` is not below K; the logits are not finite (said
             at the end of ``guard`` where they are not on the CPU); the images want a gradient and the logits have none.
     """
+    return _logits_in(_ask(model, images), images, top)
+
+
+def _ask(model: Callable[[Tensor], Any], images: Tensor) -> Any:
     first = next(model.parameters(), None) if isinstance(model, nn.Module) else None
     dtype = first.dtype if first is not None and first.dtype in _IMAGE_TYPES else images.dtype
-    answer = model(images.to(dtype, copy=True))
+    return model(images.to(dtype, copy=True))
+
+
+def _logits_in(answer: Any, images: Tensor, top: int) -> Tensor:
     logits = answer if isinstance(answer, Tensor) else _logits_named_in(answer)
     if logits is None:
         keys = f" with {', '.join(map(str, answer))}" if isinstance(answer, Mapping) else ""
@@ -179,6 +186,27 @@ def checked(model: Callable[[Tensor], Any], *labels: Tensor | None) -> Callable[
     """
     top = int(torch.cat([t for t in labels if t is not None]).amax())
     return lambda images: logits_of(model, images, top)
+
+
+def decided(model: Callable[[Tensor], Any], y: Tensor) -> Callable[[Tensor], Tensor]:
+    """What ``model`` says, for attacks that need no more: it may answer with labels, (n,) whole numbers, or logits.
+
+    Args:
+        model: (n, C, H, W) -> (n,) labels or (n, K) logits, of which the greatest counts.
+        y: (B,) int64 labels in use.
+
+    Returns:
+        A function (n, C, H, W) -> (n,) int64.
+    """
+    top = int(y.amax())
+
+    def said(images: Tensor) -> Tensor:
+        answer = _ask(model, images)
+        if isinstance(answer, Tensor) and answer.shape == images.shape[:1] and not answer.is_floating_point():
+            return answer.to(images.device, torch.int64)
+        return _logits_in(answer, images, top).argmax(1)
+
+    return said
 
 
 def check_images(name: str, images: Tensor) -> None:
