@@ -25,7 +25,7 @@ from redlab.runs.build import build, content
 from redlab.runs.check import ConfigError
 from redlab.runs.config import as_plain, finalise, leaves
 from redlab.runs.console import console
-from redlab.runs.identity import victim_identity
+from redlab.runs.identity import victim_identity, victim_settings
 from redlab.runs.trust import stored_config
 from redlab.victims import Victim, state_hash
 from redlab.victims.classifier import Classifier
@@ -162,11 +162,11 @@ def own_victims(cfg: DictConfig, record: Mapping[str, Any], data: AttackDataModu
         weights = cfg.victims[name].get("weights")
         if before.victims[name].get("weights") != weights:
             continue
-        if victim_identity(before, name, "") != victim_identity(cfg, name, ""):
+        if victim_settings(before, name) != victim_settings(cfg, name):
             continue
         same_images = weights is not None or _source(before) == _source(cfg)
         if same_images or (
-            data is not None and entry.get("identity") == victim_identity(cfg, name, content(cfg, data))
+            data is not None and entry.get("identity") == victim_identity(cfg, name, content(cfg, data).train)
         ):
             own[name] = entry
     return own
