@@ -229,7 +229,8 @@ def test_train_or_find(tiny, no_report, tmp_path, monkeypatch):
     calls[0].mkdir(parents=True)
     (calls[0] / "metrics.json").write_text('{"test/d": 1.5}')
     assert lab.train_or_find(words) == {"test/d": 1.5}
-    assert lab.train_or_find([*words, "logger=none"]) == {"test/d": 1.5}
+    other = ["logger=none", "trainer.enable_progress_bar=true", "data.eval_batch_size=4", "victim_root=elsewhere"]
+    assert lab.train_or_find([*words, *other]) == {"test/d": 1.5}
     lab.train_or_find([*words, "seed=1"])
     assert len(calls) == 2
     assert calls[0] != calls[1]
