@@ -286,11 +286,36 @@ def test_a_recipe_of_a_victims_own_counts_and_another_victims_does_not():
         assert victim_identity(first, name, "") == victim_identity(same, name, "")
 
 
+@pytest.mark.parametrize(
+    ("name", "written_out", "other"),
+    [
+        ("vgg11", ["input_size=32"], "input_size=48"),
+        ("svhn_cnn", ["input_size=32", "mean=0.5", "std=0.5"], "std=0.4"),
+        ("cw_net", ["mean=0.5"], "mean=0"),
+        ("resnet20", ["mean=[0.485,0.456,0.406]", "std=[0.229,0.224,0.225]"], "mean=0"),
+        ("small_cnn", [], "input_size=48"),
+    ],
+)
+def test_what_stands_with_an_architecture_counts_as_if_it_were_written_out(name, written_out, other):
+    def identity(*words):
+        said = [f"victims.{name}.{word}" for word in words]
+        return victim_identity(finalise(compose(["data=cifar10", f"victim={name}", *said])), name, "images")
+
+    assert identity(*written_out) == identity()
+    assert identity(other) != identity()
+
+
+def test_a_feature_layer_is_not_part_of_what_a_victim_is():
+    words = ["victim=lenet", "victims.lenet.feature_layer=features.0"]
+    one, other = (finalise(compose(w)) for w in (words, words[:1]))
+    assert victim_identity(one, "lenet", "") == victim_identity(other, "lenet", "")
+
+
 # ---- with images ----------------------------------------------------------------------------------------------------
 
 QUICK = [
     *("trainer.accelerator=cpu", "trainer.enable_progress_bar=false", "trainer.max_epochs=1"),
-    *("victims.small_cnn.backbone.widths=[4,8]", "victims.small_cnn.feature_layer=null"),
+    "victims.small_cnn.backbone.widths=[4,8]",
     *("victim_training.max_epochs=1", "victim_training.batch_size=8"),
 ]
 
@@ -403,11 +428,12 @@ def test_a_victim_knows_the_images_that_it_was_trained_on(tmp_path):
 def test_a_feature_layer_is_of_the_config(tmp_path):
     """It changes no weight, so the victim is found; but what the config asks for is what it gets."""
     words = ["victim_training.limit_train=32", "victim_training.limit_val=16"]
-    assert trained(tmp_path, *words)[0].feature_layer is None
-    victim, files = trained(tmp_path, *words, "victims.small_cnn.feature_layer=features.4")
+    victim, files = trained(tmp_path, *words, "victims.small_cnn.feature_layer=features.0")
     assert len(files) == 1
-    assert victim.feature_layer == "features.4"
-    assert trained(tmp_path, *words)[0].feature_layer is None
+    assert victim.feature_layer == "features.0"
+    victim, files = trained(tmp_path, *words)
+    assert len(files) == 1
+    assert victim.feature_layer == "features.4"  # the architecture's own: the last of two convolutions
 
 
 class Linear(torch.nn.Module):

@@ -26,6 +26,7 @@ from redlab.runs.identity import Content, digest, loader, network, recipe, victi
 from redlab.runs.stopping import StopOnSignal
 from redlab.victims import Victim
 from redlab.victims.classifier import Classifier
+from redlab.victims.facts import facts_of
 
 
 def shared_data(cfg: DictConfig) -> AttackDataModule:
@@ -97,7 +98,8 @@ def _victim(cfg: DictConfig, name: str, embedded: Mapping[str, Any] | None, data
         return victim
     identity = victim_identity(cfg, name, content(cfg, data).train)
     victim = victim_files.load(_trained_victim(cfg, name, identity, data), instantiate(spec.backbone), **settings)
-    victim.feature_layer = settings["feature_layer"]  # of the config; the file's is that of whoever trained it
+    # as the config has it; the file's is that of whoever trained it
+    victim.feature_layer = settings["feature_layer"] or facts_of(victim.backbone).feature_layer
     victim.identity = identity
     return victim
 

@@ -19,8 +19,9 @@ from omegaconf import DictConfig, OmegaConf
 from redlab.data.sources import Splits
 from redlab.runs.check import ConfigError
 from redlab.runs.config import as_plain, leaves
+from redlab.victims import architectures
+from redlab.victims.facts import Facts, declared
 
-_NETWORK = ("backbone", "mean", "std", "input_size")
 _LOADER = ("batch_size", "val_size", "limit_train", "limit_val")
 _TRAINING = ("max_epochs", "seed", *_LOADER)
 
@@ -65,9 +66,16 @@ def loader(training: DictConfig) -> dict[str, Any]:
 
 
 def network(cfg: DictConfig, name: str) -> dict[str, Any]:
-    """What decides the logits of a victim, its weights apart."""
+    """What decides the logits of a victim, its weights apart; what it leaves to its architecture as if written out."""
     spec = as_plain(cfg.victims[name])
-    return {key: spec.get(key) for key in _NETWORK}
+    backbone = spec.get("backbone") or {}
+    place, _, architecture = str(backbone.get("_target_")).rpartition(".")
+    # a file may have named it: nothing is imported for that
+    ours = place == architectures.__name__ and architecture in architectures.__all__
+    facts = declared(getattr(architectures, architecture), backbone) if ours else Facts()
+    least = facts.smallest if facts.smallest > 1 else None
+    own = {"mean": facts.mean, "std": facts.std, "input_size": least and max(least, backbone.get("image_size", 0))}
+    return {"backbone": backbone} | {k: v if spec.get(k) is None else spec[k] for k, v in own.items()}
 
 
 def victim_settings(cfg: DictConfig, name: str) -> dict[str, Any]:
