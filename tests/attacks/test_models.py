@@ -41,7 +41,7 @@ from redlab.attacks import (
     WassersteinPGD,
 )
 from redlab.attacks.guard import sound
-from redlab.crafting.mix import AttackMix, Component
+from redlab.crafting import AttackMix, Component
 from redlab.victims import Victim
 
 BY_GRADIENT = {

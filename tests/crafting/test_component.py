@@ -34,7 +34,7 @@ from redlab.attacks import (
     WassersteinPGD,
 )
 from redlab.attacks.project import checked_length
-from redlab.crafting.mix import AttackMix, Component
+from redlab.crafting import AttackMix, Component
 
 
 class Untouchable(nn.Module):

@@ -17,8 +17,9 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from redlab.attacks import DDN, FAB, FGSM, PGD, RFGSM, Boundary, CarliniWagnerL2, DeepFool, LocalSearch, SampleRng
+from redlab.attacks.wrappers import Defended
 from redlab.batch import AttackBatch
-from redlab.crafting.mix import AttackMix, Cell, Component, Defended, Plan
+from redlab.crafting import AttackMix, Cell, Component, Plan
 
 K, SHAPE = 5, (2, 6, 5)
 CONF = Path(__file__).parents[2] / "conf"
@@ -229,7 +230,7 @@ def test_uniform_never_reaches_its_upper_end() -> None:
         def uniform(self, name: str, *shape: int) -> Tensor:
             return torch.full((len(self),), 1 - 2.0**-24)
 
-    from redlab.crafting.mix import Distribution
+    from redlab.crafting import Distribution
 
     for lo, hi in [(0.0, 1.0), (0.5, 0.50001), (1 / 255, 20 / 255), (0.3, 0.3)]:
         top, zero = Top(0, "train", 0, torch.arange(2)), torch.zeros(2, dtype=torch.int64)

@@ -12,7 +12,7 @@ from torch import nn
 
 from redlab.attacks import FGSM, PGD
 from redlab.batch import AttackBatch, RawBatch
-from redlab.crafting.mix import AttackMix, Component
+from redlab.crafting import AttackMix, Component
 from redlab.data import AttackDataModule, Splits, TensorSource, TestCell
 from redlab.runs.config import compose
 

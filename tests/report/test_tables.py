@@ -9,7 +9,7 @@ from rich.console import Console
 
 from redlab.attacks import FGSM
 from redlab.batch import AttackBatch
-from redlab.crafting.mix import AttackMix, Component
+from redlab.crafting import AttackMix, Component
 from redlab.metrics import RestorationMetrics
 from redlab.metrics.restoration import QUANTITIES
 from redlab.report.run_report import tables_of

@@ -10,7 +10,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor, nn
 
 from redlab.batch import CLEAN, AttackBatch, ImageSource, RawBatch, Restorer
-from redlab.crafting.mix import AttackMix, Cell
+from redlab.crafting import AttackMix, Cell
 from redlab.data.folder import FolderSource, check_images
 from redlab.data.loader import EpochLoader, EpochSampler
 from redlab.data.sources import Splits

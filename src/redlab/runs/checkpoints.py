@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 import redlab
-from redlab.crafting.mix import AttackMix
+from redlab.crafting import AttackMix
 from redlab.data import AttackDataModule
 from redlab.methods.base import Method
 from redlab.runs.build import build, content

@@ -24,7 +24,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from redlab.attacks.feature import FeatureAttack
 from redlab.batch import CLEAN, Restorer
-from redlab.crafting.mix import AttackMix
+from redlab.crafting import AttackMix
 from redlab.data import AttackDataModule
 from redlab.runs.blame import attempt
 from redlab.runs.build import (
