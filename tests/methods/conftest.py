@@ -33,7 +33,7 @@ def make_pairs(n=8, seed=0, valid=None, channels=1):
     valid = torch.ones(n, dtype=torch.bool) if valid is None else valid
     zeros = torch.zeros(n, dtype=torch.int64)
     label, victim = torch.arange(n) % 4, torch.arange(n) // 2 % 2
-    return AttackBatch(clean, adv, label, attack, zeros, victim, zeros, zeros - 1, zeros, valid)
+    return AttackBatch(clean, adv, label, attack, zeros, victim, zeros, zeros - 1, zeros, valid, attack > 0)
 
 
 class Pairs(LightningDataModule):
@@ -42,9 +42,9 @@ class Pairs(LightningDataModule):
     def __init__(self, n=8, batch_size=4, adaptive=(False,), valid=None):
         super().__init__()
         self.pairs, self.batch_size = make_pairs(n, valid=valid), batch_size
-        self.mix = SimpleNamespace(names=("clean", "fgsm"))
+        self.mix = SimpleNamespace(attack_names=("clean", "fgsm"))
         self.victims = {"a": make_victim(0), "b": make_victim(1)}
-        self.test_cells = [SimpleNamespace(adaptive=a) for a in adaptive]
+        self.test_cells = [SimpleNamespace(knowledge=int(a)) for a in adaptive]
 
     def _loader(self):
         return DataLoader(range(len(self.pairs)), batch_size=self.batch_size)

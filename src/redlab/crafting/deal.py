@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from redlab.batch import check_name
+from redlab.batch import KNOWLEDGE, check_name
 from redlab.crafting.component import MIN_WEIGHT, Component, Distribution, unknown
 from redlab.rng import SampleRng
 
@@ -22,10 +22,19 @@ MAX_TABLE = 100_000
 
 
 class Cell(NamedTuple):
-    """One attack on one victim, by their ids."""
+    """One attack in one setting on one victim, by their ids.
+
+    Attributes:
+        attack: place in ``AttackMix.attack_names``; 0 is clean.
+        setting: place in the settings of the attack; 0 where it has none.
+        victim: place in the names of the victims.
+        knowledge: what the attacker knows, a place in ``redlab.batch.KNOWLEDGE``.
+    """
 
     attack: int
+    setting: int
     victim: int
+    knowledge: int
 
 
 @dataclass(frozen=True)
@@ -35,6 +44,7 @@ class Plan:
     Attributes:
         source: (N,) int64, row of the batch that the image comes from.
         attack: (N,) int64, id of the component.
+        setting: (N,) int64, which of its settings; 0 where it has none.
         victim: (N,) int64, place in ``victim_names``.
         index: (N,) int64, place in the data set.
         victim_names: the victims' names.
@@ -44,6 +54,7 @@ class Plan:
 
     source: Tensor
     attack: Tensor
+    setting: Tensor
     victim: Tensor
     index: Tensor
     victim_names: tuple[str, ...]
@@ -61,6 +72,7 @@ class Dealer:
     Attributes:
         components: name -> component.
         names: by their ids; the first is "clean".
+        adaptive: names of the components that are dealt to nobody and are cells of an evaluation; they come last.
         distributions: name -> parameter -> what is drawn for it.
         deal: "random", "stratified" or "all".
         seed: of every draw.
@@ -68,16 +80,23 @@ class Dealer:
 
     components: Mapping[str, Component]
     names: tuple[str, ...]
+    adaptive: frozenset[str]
     distributions: Mapping[str, Mapping[str, Distribution]]
     deal: Deal
     seed: int
 
-    def cells(self, victim_names: Iterable[str]) -> list[Cell]:
+    def cells(self, victim_names: Iterable[str], *, adaptive: bool) -> list[Cell]:
         """See ``AttackMix.cells``."""
         names = list(victim_names)
         for victim in names:
             check_name("victim", victim)
-        return [Cell(attack, v) for attack, name in enumerate(self.names) for v in self._victim_ids(name, names)]
+        return [
+            Cell(attack, setting, victim, KNOWLEDGE.index(self._knowledge(name)))
+            for attack, name in enumerate(self.names)
+            if adaptive or name not in self.adaptive
+            for setting in range(max(self._settings(name), 1))
+            for victim in self._victim_ids(name, names)
+        ]
 
     def plan(
         self,
@@ -91,7 +110,7 @@ class Dealer:
     ) -> Plan:
         """See ``AttackMix.plan``."""
         names = tuple(victim_names)
-        cells = self.cells(names)
+        cells = self.cells(names, adaptive=True)
         if cell is not None and cell not in cells:
             raise ValueError(f"{cell} is not a cell of the mix {self.names} on victims {list(names)}")
         epoch = epoch if stage == "train" else 0
@@ -99,7 +118,7 @@ class Dealer:
             source = torch.arange(len(index), device=index.device)
             rng, turn = SampleRng(self.seed, stage, epoch, index), position
             if cell is not None:
-                attack, victim = torch.full_like(source, cell.attack), torch.full_like(source, cell.victim)
+                attack, setting, victim, _ = (torch.full_like(source, number) for number in cell)
             elif self.deal == "all":
                 dealt = [(i, name) for i, name in enumerate(self.names) if self._weight(name)]
                 columns = []
@@ -115,16 +134,29 @@ class Dealer:
                 attack, victim, nth, per_round = table[row].unbind(1)
                 turn = position // len(table) * per_round + nth
             rng, turn, numbered = rng[source], turn[source], attack * len(names) + victim
+            if cell is None:
+                setting = torch.zeros_like(attack)
+                for number, name in enumerate(self.names):
+                    if count := self._settings(name):
+                        drawn = rng.fork(name).integers("setting", count)
+                        setting = torch.where(attack == number, drawn, setting)
             params = {
                 name: {key: d.draw(rng.fork(name), f"param.{key}", turn, numbered) for key, d in distributions.items()}
                 for name, distributions in self.distributions.items()
             }
-            return Plan(source, attack.clone(), victim.clone(), index[source], names, params, rng)
+            return Plan(source, attack.clone(), setting, victim.clone(), index[source], names, params, rng)
 
     def _weight(self, name: str) -> Fraction:
         # a mix need not name a clean component, but `clean` is a name all the same
-        weight = self.components[name].weight if name in self.components else 0
+        dealt = name in self.components and name not in self.adaptive
+        weight = self.components[name].weight if dealt else 0
         return Fraction(weight).limit_denominator(round(1 / MIN_WEIGHT))  # 0.3333333 means a third
+
+    def _settings(self, name: str) -> int:
+        return len(self.components[name].settings) if name in self.components else 0
+
+    def _knowledge(self, name: str) -> str:
+        return self.components[name].knowledge if name in self.components else "victim"
 
     def _victim_ids(self, name: str, victim_names: Sequence[str]) -> list[int]:
         wanted = self.components[name].victims if name in self.components else None
@@ -135,11 +167,11 @@ class Dealer:
 
     def table(self, victim_names: Sequence[str]) -> list[tuple[int, int, int, int]]:
         """The smallest table with whole shares, each cell spread evenly over it: attack, victim, i-th of n such."""
-        shares: dict[Cell, Fraction] = {}
+        shares: dict[tuple[int, int], Fraction] = {}
         for attack, name in enumerate(self.names):
             victim_ids = self._victim_ids(name, victim_names)
             if self._weight(name):
-                shares |= {Cell(attack, v): self._weight(name) / len(victim_ids) for v in victim_ids}
+                shares |= {(attack, v): self._weight(name) / len(victim_ids) for v in victim_ids}
         unit = Fraction(
             math.gcd(*(s.numerator for s in shares.values())), math.lcm(*(s.denominator for s in shares.values()))
         )

@@ -117,9 +117,9 @@ class WithoutAlarm(nn.Module):
 
     G'_y = max(G_y, G_{L+1}), G'_i = G_i. It says y exactly where the network says y or raises the alarm, so that what
     wins against it wins against the defence. An attack that climbs the cross-entropy of y on the network itself would
-    be content with the alarm; here it goes down from whichever of the two is the greater. Aiming at the most likely wrong
-    class of the clean image wins as often, but not where the detector watches for that very class, and not every attack
-    can be aimed.
+    be content with the alarm; here it goes down from whichever of the two is the greater. Aiming at the most likely
+    wrong class of the clean image wins as often, but not where the detector watches for that very class, and not every
+    attack can be aimed.
 
     Args:
         model: (B, C, H, W) -> (B, L + 1) logits, the last one the alarm.

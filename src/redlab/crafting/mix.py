@@ -7,13 +7,16 @@ the plan out with as few victim calls as possible. No result depends on batch si
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
 from redlab.batch import AttackBatch
-from redlab.crafting.component import Against, Component, check_attack, check_component
+from redlab.crafting.adaptive import check_adaptive, default_adaptive
+from redlab.crafting.component import Component, check_component, setting_names
 from redlab.crafting.craft import ROUNDINGS, Crafter, Rounding
 from redlab.crafting.deal import DEALS, Cell, Deal, Dealer, Plan
+from redlab.crafting.trial import check_attack
 
 __all__ = ["AttackMix"]
 
@@ -23,7 +26,7 @@ class AttackMix:
 
     Three ways to deal:
 
-    * ``random``: a cell (attack, victim) per sample by weight, from (seed, stage, epoch, index).
+    * ``random``: an attack and a victim per sample by weight, from (seed, stage, epoch, index).
     * ``stratified``: position in the epoch's order modulo a table of whole shares, so that every window as long as the
       table has the exact shares: each rank's contiguous slice of a batch costs the same.
     * ``all``: every sample under every component, each time on one of the component's victims, drawn per sample.
@@ -37,8 +40,15 @@ class AttackMix:
         quantize: round attacked images to this many bits (8: multiples of 1/255); None keeps floats.
         rounding: how. "fooling": so that an image that fools still does, and a budget is kept
             (``redlab.attacks.Stored``); "nearest": to the nearest, which undoes some attacks and can leave the ball
-            of a budget by up to 1/510.
+            of a budget by up to 1/510; "floor": to the next lower, as when images are cast to whole numbers, which
+            darkens by half a grey value on average and can leave the ball by up to 1/255.
         only_fooled: rows whose attack failed are marked as not valid.
+        only_right: rows whose clean image the attacked victim gets wrong are marked as not valid, clean rows included.
+        adaptive: name -> component with ``knowledge="defence"``: the attackers whom every evaluation of a defence adds
+            to those of the mix. Nobody is trained on them, and all their rows count. None: one PGD in linf of 40 steps
+            named ``aware_pgd``, of the largest linf budget in the mix, or 8/255; its gradient is exact, so a defence
+            that draws wants a component with ``gradient={"eot": n}`` here, and one that masks its gradient "bpda".
+        diagnosis: the evaluation is no claim of robustness, and may have no such attacker, ``adaptive={}``.
         seed: seed of every draw.
 
     Raises:
@@ -69,6 +79,9 @@ class AttackMix:
         quantize: int | None = None,
         rounding: Rounding = "fooling",
         only_fooled: bool = False,
+        only_right: bool = False,
+        adaptive: Mapping[str, Component] | None = None,
+        diagnosis: bool = False,
         seed: int = 0,
     ) -> None:
         if deal not in DEALS:
@@ -84,7 +97,7 @@ class AttackMix:
         if len(self.components) < len(given):
             raise ValueError(f"components must have different names, got {list(given)}")
         self.deal, self.quantize, self.rounding = deal, quantize, rounding
-        self.only_fooled, self.seed = only_fooled, seed
+        self.only_fooled, self.only_right, self.seed = only_fooled, only_right, seed
         self._distributions = {name: check_component(name, part) for name, part in self.components.items()}
         for name, component in self.components.items():
             if deal == "all" and component.weight not in (0, 1):
@@ -102,8 +115,22 @@ class AttackMix:
             option = "only_fooled" if quantize is None else f"quantize={quantize}"
             raise ValueError(f"{option} has no effect in a mix without an attack: leave it out")
         self.names: tuple[str, ...] = ("clean", *(name for name in self.components if name != "clean"))
-        self._dealer = Dealer(self.components, self.names, self._distributions, deal, seed)
-        self._crafter = Crafter(self.components, self.names, quantize, rounding, only_fooled)
+        self.adaptive = self._attackers(adaptive, diagnosis)
+        self.attack_names: tuple[str, ...] = (*self.names, *self.adaptive)
+        parts, extra = self.components | self.adaptive, frozenset(self.adaptive)
+        self._dealer = Dealer(parts, self.attack_names, extra, self._distributions, deal, seed)
+        self._crafter = Crafter(parts, self.attack_names, extra, quantize, rounding, only_fooled, only_right)
+
+    def _attackers(self, adaptive: Mapping[str, Component] | None, diagnosis: bool) -> dict[str, Component]:
+        """The checked adaptive components, whose distributions are added to the mix's."""
+        given = default_adaptive(self.components, self._distributions) if adaptive is None else adaptive
+        attackers = {str(name): component for name, component in given.items()}
+        drawn = {name: check_component(name, component) for name, component in attackers.items()}
+        check_adaptive(attackers, self.components, diagnosis=diagnosis)
+        for name, component in attackers.items():
+            check_attack(name, component, drawn[name])
+        self._distributions |= drawn
+        return attackers
 
     def check(
         self,
@@ -128,25 +155,39 @@ class AttackMix:
         self.cells(names)
         if self.deal != "all":
             self._dealer.table(names)
-        for name, component in self.components.items():
+        for name, component in (self.components | self.adaptive).items():
             if num_classes is not None and isinstance(component.target, int) and component.target >= num_classes:
                 raise ValueError(f"{name}.target={component.target} does not exist: there are {num_classes} classes")
             if channels is not None and image_size is not None:
                 check_attack(name, component, self._distributions[name], (channels, image_size, image_size))
 
-    def cells(self, victim_names: Iterable[str]) -> list[Cell]:
+    def setting_names(self, attack: int) -> tuple[str, ...]:
+        """What the settings of an attack are called in a table, such as ``eps=8/255``.
+
+        Args:
+            attack: place in ``attack_names``.
+
+        Returns:
+            Their names in the order of their ids; empty where the component has no settings.
+        """
+        component = (self.components | self.adaptive).get(self.attack_names[attack])
+        return () if component is None else setting_names(component)
+
+    def cells(self, victim_names: Iterable[str], *, adaptive: bool = True) -> list[Cell]:
         """Every cell of an evaluation.
 
         Args:
             victim_names: names of the victims; a victim's id is its place in it.
+            adaptive: with those of the attackers in ``adaptive``, for whom there must be a defence to attack.
 
         Returns:
-            Clean on each victim first, then each attack on its victims, also of components with weight 0.
+            Clean on each victim first, then each attack in each of its settings on its victims, also of components
+            with weight 0, then the adaptive ones.
 
         Raises:
             ValueError: a component names a victim that is not there, or a victim's name cannot be told in a table.
         """
-        return self._dealer.cells(victim_names)
+        return self._dealer.cells(victim_names, adaptive=adaptive)
 
     def plan(
         self,
@@ -184,8 +225,7 @@ class AttackMix:
         plan: Plan,
         *,
         valid: Tensor | None = None,
-        defender: nn.Module | None = None,
-        against: Against | None = None,
+        defence: Any = None,
         want_fooled: bool = False,
     ) -> AttackBatch:
         """Carries out a plan. Rows that attack one model by gradient steps of one norm go through one loop.
@@ -196,17 +236,13 @@ class AttackMix:
             y: (B,) int64, true classes.
             plan: from ``plan``.
             valid: (B,) bool, rows that count; None means all.
-            defender: the module under training, for components against "defended" (its ``restore``) or "self".
-            against: overrides the ``against`` of every component; every row then counts, since an attack on the
-                defence is judged on all images, not on those where it succeeds.
+            defence: the method under training or test, for components with ``knowledge="defence"``.
             want_fooled: also say where the attacked model was fooled; with ``only_fooled`` it is said anyway.
 
         Returns:
             The batch of N rows, detached, as ordinary tensors even under inference mode.
 
         Raises:
-            ValueError: inputs out of range, a missing victim or defender, a target class that the model does not have.
+            ValueError: inputs out of range, a missing victim or defence, a target class that the model does not have.
         """
-        return self._crafter(
-            victims, x, y, plan, valid=valid, defender=defender, against=against, want_fooled=want_fooled
-        )
+        return self._crafter(victims, x, y, plan, valid=valid, defence=defence, want_fooled=want_fooled)

@@ -26,9 +26,9 @@ SchedulerPartial = Callable[[Optimizer], LRScheduler]
 class Method(LightningModule):
     """Base of the methods: a method adds its networks, its ``training_step`` and its capabilities.
 
-    Validation and test need a data module with ``mix.names``, ``victims`` and, for test, ``test_cells``. They evaluate
-    what the method can do: here restoration, if it is a ``Restorer``. Keys are ``val/<metric>`` and ``test/<metric>``;
-    test cells whose attack knows of the method go under ``test/adaptive_<metric>``.
+    Validation and test need a data module with ``mix.attack_names``, ``victims`` and, for test, ``test_cells``. They
+    evaluate what the method can do: here restoration, if it is a ``Restorer``. Keys are ``val/<metric>`` and
+    ``test/<metric>``; test cells whose attack knows of the method go under ``test/adaptive_<metric>``.
 
     Attributes:
         frozen: names of helper networks that training never changes. They stay in eval mode and out of checkpoints,
@@ -108,7 +108,7 @@ class Method(LightningModule):
         """Builds the metrics, whose cells are the data module's attacks and victims."""
         if stage == "predict":  # which needs no data module
             return
-        names = tuple(self._data.mix.names), tuple(self._data.victims)
+        names = tuple(self._data.mix.attack_names), tuple(self._data.victims)
         self.metrics, self.adaptive_metrics = RestorationMetrics(*names), RestorationMetrics(*names)
 
     def validation_step(self, batch: AttackBatch, batch_idx: int) -> None:
@@ -126,7 +126,7 @@ class Method(LightningModule):
 
     def test_step(self, batch: AttackBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Evaluates a batch of one test cell."""
-        adaptive = self._data.test_cells[dataloader_idx].adaptive
+        adaptive = self._data.test_cells[dataloader_idx].knowledge != 0
         evaluated = self._evaluate(batch, self.adaptive_metrics if adaptive else self.metrics)
         if evaluated is not None and not adaptive:
             self._kept[dataloader_idx].add(batch, *evaluated)

@@ -48,7 +48,7 @@ class RestorationMetrics(Metric):
     Example:
         >>> metric = RestorationMetrics(["clean", "fgsm"], ["lenet"])
         >>> x, ids = torch.full((2, 1, 2, 2), 0.5), torch.zeros(2, dtype=torch.int64)
-        >>> batch = AttackBatch(x, x + 0.1, ids, ids + 1, ids, ids, ids, ids - 1, ids, ids == 0)
+        >>> batch = AttackBatch(x, x + 0.1, ids, ids + 1, ids, ids, ids, ids - 1, ids, ids == 0, ids == 0)
         >>> right, wrong = torch.tensor([[1.0, 0.0]] * 2), torch.tensor([[0.0, 1.0]] * 2)
         >>> metric.update(batch, x, right, wrong, right, wrong)
         >>> values = metric.compute()

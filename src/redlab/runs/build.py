@@ -220,6 +220,7 @@ def build(
     module: AttackDataModule = instantiate(cfg.data, _partial_=True)(
         mix=mix, victims=victims, seed=cfg.seed, source=lambda: shared.splits
     )
+    module.attach(method)
     return method, module
 
 
