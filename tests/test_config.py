@@ -12,7 +12,7 @@ from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf
 from torch import nn
 
-from redlab.crafting.mix import AttackMix, Component
+from redlab.crafting import AttackMix, Component
 from redlab.data import AttackDataModule
 from redlab.runs import build, loggers
 from redlab.runs.check import ConfigError

@@ -179,7 +179,7 @@ def test_predict_of_a_classifier(method):
     classifier = redlab.victims.classifier.Classifier(net, num_classes=10, optimizer=torch.optim.Adam)
     said = L.Trainer(**QUIET).predict(classifier, DataLoader(images(), batch_size=4))[0]
     assert said["logits"].shape == (4, 10)
-    mix = redlab.AttackMix({"fgsm": redlab.Component(attack=redlab.attacks.FGSM(eps=0.1), against="self")})
+    mix = redlab.AttackMix({"fgsm": redlab.Component(attack=redlab.attacks.FGSM(eps=0.1), knowledge="defence")})
     data = redlab.data.AttackDataModule(redlab.data.digits, mix=mix, victims={"lenet": classifier}, limit_test=8)
     data.attach(classifier)
     clean, attacked = L.Trainer(**QUIET).predict(classifier, datamodule=data)

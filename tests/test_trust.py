@@ -119,7 +119,7 @@ def test_a_checkpoint_cannot_write_a_file(tampered, tmp_path, way, key):
         "redlab.runs.checkpoints.os.system",
         "redlab.studies.Card.load",
         "redlab.data.sources.torch.hub.load",
-        "redlab.crafting.mix.math.sqrt",
+        "redlab.crafting.deal.math.sqrt",
         "redlab.attacks.PGD.__call__",
         "redlab.methods.CDDRED.load_from_checkpoint",
         "redlab.victims.architectures.require",

@@ -36,7 +36,7 @@ from redlab.attacks import (
     Square,
     WassersteinPGD,
 )
-from redlab.crafting.mix import AttackMix, Component
+from redlab.crafting import AttackMix, Component
 from redlab.victims import Victim
 
 BY_GRADIENT = {

@@ -24,7 +24,7 @@ def random_arguments(n=40, seed=0, classes=3):
     victim = torch.where(attack == 2, 0, integers(2))
     valid = torch.rand(n, generator=g) < 0.7
     zero, index = torch.zeros(n, dtype=torch.int64), torch.arange(n)
-    batch = AttackBatch(clean, adv, integers(classes), attack, zero, victim, zero, zero - 1, index, valid)
+    batch = AttackBatch(clean, adv, integers(classes), attack, zero, victim, zero, zero - 1, index, valid, attack > 0)
     restored = torch.rand(clean.shape, generator=g)
     return batch, restored, *(torch.randn(n, classes, generator=g) for _ in range(4))
 

@@ -7,7 +7,9 @@ from redlab.report.run_report import _shown
 def cell(attack: int, victim: int, index: list[int]) -> AttackBatch:
     n = len(index)
     x, ids = torch.zeros(n, 1, 4, 4), torch.zeros(n, dtype=torch.int64)
-    return AttackBatch(x, x, ids, ids + attack, ids, ids + victim, ids, ids - 1, torch.tensor(index), ids == 0)
+    return AttackBatch(
+        x, x, ids, ids + attack, ids, ids + victim, ids, ids - 1, torch.tensor(index), ids == 0, ids == 0
+    )
 
 
 def answers(text: str) -> torch.Tensor:

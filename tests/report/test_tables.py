@@ -9,7 +9,7 @@ from rich.console import Console
 
 from redlab.attacks import FGSM
 from redlab.batch import AttackBatch
-from redlab.crafting.mix import AttackMix, Component
+from redlab.crafting import AttackMix, Component
 from redlab.metrics import RestorationMetrics
 from redlab.metrics.restoration import QUANTITIES
 from redlab.report.run_report import tables_of
@@ -47,7 +47,7 @@ def test_an_odd_name_is_in_every_table(name: str) -> None:
     """Of an attack and of a victim, from the metric to the screen."""
     AttackMix({name: Component(attack=FGSM())}).check([name])
     x, ids = torch.full((1, 1, 4, 4), 0.5), torch.zeros(1, dtype=torch.int64)
-    batch = AttackBatch(x, x + 0.1, ids, ids + 1, ids, ids, ids, ids - 1, ids, ids == 0)
+    batch = AttackBatch(x, x + 0.1, ids, ids + 1, ids, ids, ids, ids - 1, ids, ids == 0, ids == 0)
     right, wrong = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
     metric = RestorationMetrics(["clean", name], [name])
     metric.update(batch, x, right, wrong, right, wrong)

@@ -52,7 +52,7 @@ class Digits(L.LightningDataModule):
         adv = torch.where(attack.view(-1, 1, 1, 1) == CLEAN, x, 1 - x)
         valid = torch.arange(n) < n - self.invalid
         zero = torch.zeros_like(y)
-        return AttackBatch(x, adv, y, attack, zero, zero, zero, zero - 1, torch.arange(n), valid)
+        return AttackBatch(x, adv, y, attack, zero, zero, zero, zero - 1, torch.arange(n), valid, attack > 0)
 
 
 def small():

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from redlab import victims as victim_files
-from redlab.crafting.mix import AttackMix, Component
+from redlab.crafting import AttackMix, Component
 from redlab.data import AttackDataModule
 from redlab.methods.base import Method
 from redlab.runs.check import ConfigError

@@ -205,7 +205,7 @@ def check_fields(cfg: DictConfig, trained: bool) -> None:
             )
     else:
         for name, component in (cfg.mix.get("components") or {}).items():
-            if component.get("attack") is not None and component.get("against", "victim") != "self":
+            if component.get("attack") is not None and component.get("knowledge", "victim") == "victim":
                 raise ConfigError(
                     f"method=classifier has no victim to attack, but mix component {name} does: "
                     f"add mix=clean, or mix=adversarial_training."

@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from redlab.crafting.mix import AttackMix
+from redlab.crafting import AttackMix
 from redlab.data import AttackDataModule
 from redlab.methods.base import Method
 from redlab.provenance import commit, versions

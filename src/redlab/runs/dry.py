@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from redlab.attacks.feature import FeatureAttack
-from redlab.batch import CLEAN, Restorer
-from redlab.crafting.mix import AttackMix
+from redlab.batch import CLEAN, capabilities
+from redlab.crafting import AttackMix
 from redlab.data import AttackDataModule
 from redlab.runs.blame import attempt
 from redlab.runs.build import (
@@ -94,12 +94,13 @@ def _rehearse(
         method = _trained_method(cfg, trained, victims)
     attempt(cfg, "mix", lambda c: _fits(make_mix(c), method, victims))
     epochs = f", {cfg.trainer.max_epochs} epochs of {_limits(cfg, mix, data)} steps" if trained is None and data else ""
+    cells = mix.cells(victims, adaptive=bool(capabilities(method)))
     sizes = {part: len(rows) for part, rows in data.indices.items()} if data else {}
     plan = {
         "method": f"{cfg.choices.method}{epochs}",
         "data": f"{cfg.data.name}: " + (", ".join(f"{n} {part}" for part, n in sizes.items()) or "to be downloaded"),
         **origins,
-        "mix": f"{cfg.choices.mix}: {', '.join(mix.names)}; {len(mix.cells(victims))} cells of attack and victim",
+        "mix": f"{cfg.choices.mix}: {', '.join(mix.names)}; {len(cells)} cells of attack and victim",
         "trainer": f"{cfg.trainer.accelerator}, {world} process{'es' * (world > 1)}, precision {cfg.trainer.precision}",
     }
     return plan, data
@@ -247,7 +248,7 @@ def _method(cfg: DictConfig, victims: Mapping[str, nn.Module]) -> LightningModul
     else:
         method = instantiate(cfg.method, _partial_=True, _convert_="all")(victims=victims)
     restorer: Any = method.eval()
-    if isinstance(restorer, Restorer):
+    if "restorer" in capabilities(method):
         image = _image(cfg)
         restored = _answer(method, restorer.restore, image)
         if restored.shape != image.shape:
@@ -297,15 +298,19 @@ def _schedules(configured: Any) -> Iterator[LRScheduler]:
 
 def _fits(mix: AttackMix, method: LightningModule, victims: Mapping[str, nn.Module]) -> None:
     """Whether method and victims are what they must be for the components that attack them."""
+    can = capabilities(method)
+    classifies = type(method).forward is not LightningModule.forward
     for name, component in mix.components.items():
-        if component.against == "defended" and not isinstance(method, Restorer):
+        if component.knowledge == "defence" and not can and not classifies:
             raise ValueError(
-                f"{name}.against must be 'victim', got 'defended': {type(method).__name__} restores nothing"
+                f"{name}.knowledge must be 'victim', got 'defence': {type(method).__name__} is nothing that could be "
+                "attacked"
             )
-        if component.against == "self" and type(method).forward is LightningModule.forward:
-            raise ValueError(f"{name}.against must be 'victim', got 'self': {type(method).__name__} does not classify")
+    for name, component in {**mix.components, **(mix.adaptive if can else {})}.items():
+        if component.gradient == "bpda" and ("restorer" not in can or "labeler" in can or hasattr(method, "surface")):
+            raise ValueError(f"{name}.gradient must be 'exact', got 'bpda': {type(method).__name__} restores nothing")
         layer = getattr(component.attack, "layer", None) if isinstance(component.attack, FeatureAttack) else None
-        for victim in (component.victims or victims) if component.against == "victim" else ():
+        for victim in (component.victims or victims) if component.knowledge == "victim" else ():
             modules = [module for module, _ in victims[victim].named_modules()]
             if layer is not None and layer not in modules:
                 near = ", ".join(get_close_matches(layer, modules, cutoff=0) or modules[-3:])
