@@ -12,18 +12,6 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "redlab"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = ["extras", "provenance", "rng", "batch", "nn", "victims", "attacks", "crafting", "metrics", "report"]
-    "extras",
-    "provenance",
-    "rng",
-    "batch",
-    "nn",
-    "victims",
-    "attacks",
-    "crafting",
-    "metrics",
-    "report",
-    "evaluation",
-]
 LAYERS += ["evaluation", "data", "methods", "studies", "runs"]
 # the layers that each layer may import at most, besides itself and the package's own version
 ALLOWED = {
