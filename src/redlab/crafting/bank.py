@@ -71,7 +71,9 @@ def build(
             path = _file(folder, part.name, chunk)
             if not path.exists():
                 batch = part.craft(chunk)
-                tensors = {name: getattr(batch, name).cpu().contiguous() for name in KEPT}
+                tensors = {
+                    name: getattr(batch, name).cpu().clone(memory_format=torch.contiguous_format) for name in KEPT
+                }
                 if made_of.get("quantize") == 8:
                     tensors["adv"] = (tensors["adv"] * 255).round().to(torch.uint8)
                 unfinished = path.with_suffix(".part")
