@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from redlab.extras import require
 from redlab.victims import architectures
 from redlab.victims.victim import Victim
 
@@ -109,9 +109,8 @@ def _read(path: Path) -> Mapping[str, Any]:
         raise ValueError(f"there is no weights file {path}")
     if path.stat().st_size == 0:
         raise ValueError(f"{path} is empty")
-    safetensors = require("safetensors.torch", "safetensors") if path.suffix == ".safetensors" else None
     try:
-        content = safetensors.load_file(path) if safetensors else torch.load(path, "cpu", weights_only=True)
+        content = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except Exception as error:  # a damaged file can raise nearly anything: EOFError, RuntimeError, UnpicklingError, ...
         raise ValueError(f"{path} is truncated, or no file of weights ({type(error).__name__})") from error
     if not isinstance(content, Mapping):
