@@ -139,7 +139,7 @@ class Evaluator:
             "victim": batch.victim,
             "knowledge": batch.knowledge,
             "target": batch.target,
-            "attacked": (batch.attack != CLEAN).double(),
+            "attacked": batch.attacked.double(),
             "d_attack": pixel_distance(batch.adv, batch.clean),
         }
         if batch.fooled is not None:

@@ -18,7 +18,7 @@ def crafted(images, copies=1):
     adv = ((index * 7 + copy)[:, None, None, None] % 256 / 255).expand(-1, 1, 2, 2).float()
     zero = torch.zeros_like(index)
     valid = index % 5 != 0
-    return AttackBatch(adv / 2, adv, zero, copy + 1, copy, zero, zero, zero - 1, index, valid, valid)
+    return AttackBatch(adv / 2, adv, zero, copy + 1, copy, zero, zero, zero - 1, index, valid, ~valid, valid)
 
 
 def part(images, name="train-0", size=3, copies=1, calls=None):

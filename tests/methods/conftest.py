@@ -35,9 +35,7 @@ def make_pairs(n=8, seed=0, valid=None, channels=1):
     valid = torch.ones(n, dtype=torch.bool) if valid is None else valid
     setting, knowledge, index = torch.zeros(3, n, dtype=torch.int64).unbind()
     label, victim = torch.arange(n) % 4, torch.arange(n) // 2 % 2
-    return AttackBatch(
-        clean, adv, label, attack, setting, victim, knowledge, index - 1, index, valid, attack > 0
-    )
+    return AttackBatch(clean, adv, label, attack, setting, victim, knowledge, index - 1, index, valid, attack > 0)
 
 
 class Pairs(LightningDataModule):
@@ -46,7 +44,7 @@ class Pairs(LightningDataModule):
     def __init__(self, n=8, batch_size=4, adaptive=(False,), valid=None):
         super().__init__()
         self.pairs, self.batch_size = make_pairs(n, valid=valid), batch_size
-        self.mix = SimpleNamespace(attack_names=("clean", "fgsm"))
+        self.mix = SimpleNamespace(names=("clean", "fgsm"))
         self.victims = {"a": make_victim(0), "b": make_victim(1)}
         self.adaptive = adaptive
 

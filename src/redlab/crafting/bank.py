@@ -27,7 +27,7 @@ FORMAT = 1
 IMAGES = 1024
 """Images whose rows share a file: what a build that is cut off may lose."""
 
-KEPT = ("adv", "attack", "setting", "victim", "knowledge", "target", "index", "valid", "fooled")
+KEPT = ("adv", "attack", "setting", "victim", "knowledge", "target", "index", "valid", "attacked", "fooled")
 """Fields of a batch that a bank keeps; clean images and labels are those of the data set."""
 
 
