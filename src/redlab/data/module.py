@@ -152,7 +152,8 @@ class AttackDataModule(LightningDataModule):
             judges: victims that judge every image; None: the one that was attacked.
         """
         self.defence = method
-        settings = {attack: self.mix.setting_names(attack) for attack in range(len(self.mix.attack_names))}
+        told = {attack: self.mix.setting_names(attack) for attack in range(len(self.mix.attack_names))}
+        settings = {attack: names for attack, names in told.items() if names}
         method.evaluator = Evaluator(
             victims=self.victims, attack_names=self.mix.attack_names, setting_names=settings, judges=judges
         )
