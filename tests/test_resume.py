@@ -152,11 +152,13 @@ def test_a_run_goes_on_with_the_files_that_it_began_with(tiny, no_report, tmp_pa
     """Of one name and other content they are others; a file that is gone is in the checkpoint."""
     weights, out = tmp_path / "lenet.pt", tmp_path / "run"
     words = [*tiny, "victim=lenet", "mix=attunet", f"victims.lenet.weights={weights}"]
+    torch.manual_seed(1)
     torch.save(architectures.lenet(10, 1, 32).state_dict(), weights)
     before = train(words, out)
     weights.rename(tmp_path / "moved.pt")
     assert train(words, out) == before
     assert train([*words[:-1], f"victims.lenet.weights={tmp_path}/moved.pt"], out) == before
+    torch.manual_seed(2)
     torch.save(architectures.lenet(10, 1, 32).state_dict(), weights)
     for epochs in (1, 2):
         with pytest.raises(ConfigError, match=r"other content of victims.lenet \(\w{10}, not \w{10}\)"):
