@@ -24,12 +24,24 @@ ALLOWED = {
     "attacks": {"rng", "batch", "extras"},
     "crafting": {"rng", "batch", "attacks"},
     "metrics": set(),
-    "report": {"batch"},
+    "report": {"batch", "metrics"},
     "evaluation": {"batch", "metrics"},
     "data": {"rng", "batch", "attacks", "crafting", "evaluation"},
     "methods": {"rng", "batch", "nn", "metrics", "evaluation", "victims"},
     "studies": {"provenance", "report"},
-    "runs": {"provenance", "batch", "victims", "attacks", "crafting", "report", "data", "methods", "studies", "extras"},
+    "runs": {
+        "provenance",
+        "batch",
+        "metrics",
+        "victims",
+        "attacks",
+        "crafting",
+        "report",
+        "data",
+        "methods",
+        "studies",
+        "extras",
+    },
 }
 # and the files of runs/, of which each imports from those before it
 RUNS = ["check", "folders", "config", "blame", "trust", "identity", "stopping", "console", "loggers", "trainer"]

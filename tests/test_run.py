@@ -12,6 +12,7 @@ from torch import nn
 
 from redlab import victims
 from redlab.methods import CDDRED, NotFiniteError
+from redlab.metrics import Samples, numbers, worst
 from redlab.runs import build, check, checkpoints, lab
 from redlab.runs import train as training
 from redlab.runs.check import ConfigError
@@ -45,6 +46,16 @@ def test_files(trained):
     assert report.count("data:image/png") == 3
     assert 'src="http' not in report
     assert len(list(out.rglob("metrics.csv"))) == 1
+
+
+def test_the_numbers_are_those_of_the_rows_that_are_saved(trained):
+    out, found = trained
+    rows = Samples.load(out / "samples.npz")
+    assert {f"test/{key}": value for key, value in numbers(rows).items()} == json.loads(
+        (out / "metrics.json").read_text()
+    )
+    assert found["test/count"] == len(rows.where(knowledge="victim", attacked=1)) > 0
+    assert found["test/worst_accuracy"] == worst(rows).mean("right")
 
 
 def test_the_saved_config_is_resolved(trained):

@@ -52,7 +52,7 @@ def answers(defence: Any, x: Tensor) -> Answers:
         x: (B, C, H, W) in [0, 1].
 
     Raises:
-        ValueError: it has no capability, or its verdict is none of its scores.
+        ValueError: it has no capability, its verdict is none of its scores, or an answer is NaN.
     """
     can = capabilities(defence)
     if not can:
@@ -68,13 +68,13 @@ def answers(defence: Any, x: Tensor) -> Answers:
         )
         if verdict not in scores:
             raise ValueError(f"the verdict must be one of the scores {list(scores)}, got {verdict!r}")
-    return Answers(
-        restored=estimate(defence, x).float() if "restorer" in can else None,
-        scores=scores,
-        verdict=verdict,
-        attack_logits=logits,
-        class_logits=defence.class_logits(x).float() if "labeler" in can else None,
-    )
+    restored = estimate(defence, x).float() if "restorer" in can else None
+    labels = defence.class_logits(x).float() if "labeler" in can else None
+    named = {"restored image": restored, "attack logits": logits, "class logits": labels}
+    for name, values in {**named, **{f"score {name}": score for name, score in (scores or {}).items()}}.items():
+        if values is not None and bool(values.isnan().any()):  # a mean would leave it out, as if it were not asked
+            raise ValueError(f"{type(defence).__name__} answers with NaN ({name}): it cannot be evaluated")
+    return Answers(restored=restored, scores=scores, verdict=verdict, attack_logits=logits, class_logits=labels)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -86,6 +86,9 @@ class Evaluator:
         attack_names: by the batches' ids.
         setting_names: attack id -> names of its settings; an attack without one is not in it.
         judges: names of the victims that judge every image; None: each image is judged by the victim that it attacks.
+
+    Raises:
+        ValueError: a judge is none of the victims, or there is none.
     """
 
     victims: Mapping[str, nn.Module]
@@ -93,11 +96,18 @@ class Evaluator:
     setting_names: Mapping[int, Sequence[str]] = field(default_factory=dict)
     judges: Sequence[str] | None = None
 
+    def __post_init__(self) -> None:
+        if self.judges is not None and (not self.judges or set(self.judges) - set(self.victims)):
+            raise ValueError(f"judges must be some of the victims {list(self.victims)}, got {list(self.judges)}")
+
     def __call__(self, defence: Any, batch: AttackBatch) -> tuple[Samples, Answers]:
         """The rows of the valid images of a batch, in its order, and what the defence said of all images.
 
+        Where several judge, the rows of an image follow each other in the order of the judges. Without a valid image
+        there are neither rows nor columns.
+
         Raises:
-            ValueError: the defence has no capability.
+            ValueError: see ``answers``.
         """
         with torch.no_grad():
             said = answers(defence, batch.adv)
@@ -106,7 +116,7 @@ class Evaluator:
                 for number, (name, judge) in enumerate(self.victims.items()):
                     if self.judges is not None and name not in self.judges:
                         continue
-                    judged_here = batch.valid if self.judges else batch.valid & (batch.victim == number)
+                    judged_here = batch.valid if self.judges is not None else batch.valid & (batch.victim == number)
                     rows = judged_here.nonzero()[:, 0]
                     if len(rows):
                         known = {key: values[rows] for key, values in shared.items()}
@@ -119,7 +129,8 @@ class Evaluator:
         columns = {key: torch.cat([part[key] for part in parts])[order].cpu() for key in parts[0]}
         victims = tuple(self.victims)
         names = {"attack": tuple(self.attack_names), "setting": self._settings(), "victim": victims, "judge": victims}
-        return Samples(columns, names | {"knowledge": KNOWLEDGE}), said
+        names |= {"knowledge": KNOWLEDGE} | ({"said": tuple(defence.attack_names)} if "said" in columns else {})
+        return Samples(columns, names), said
 
     def _settings(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(["", *(name for names in self.setting_names.values() for name in names)]))

@@ -116,6 +116,8 @@ class Method(LightningModule):
         said = dict(one_judge.columns)
         if answers.restored is not None:
             said["restored"] = answers.restored[batch.valid].cpu()
+        if answers.class_logits is not None:
+            said["answer"] = answers.class_logits[batch.valid].argmax(1).cpu()
         return batch[batch.valid].map(Tensor.cpu), said
 
     def on_validation_epoch_start(self) -> None:

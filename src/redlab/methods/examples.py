@@ -11,7 +11,7 @@ PER_KIND = 2
 """Pairs kept of a kind: defended, not defended, and those whose attack did not change a right answer."""
 
 Said = dict[str, Tensor]
-"""Answers about N images by name, (N, ...) each: ``restored``, and columns of the rows of the evaluation."""
+"""About N images by name, (N, ...) each: ``restored``, ``answer`` (a class) and columns of the evaluation's rows."""
 
 
 class Examples:

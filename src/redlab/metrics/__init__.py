@@ -1,7 +1,17 @@
 """Metrics: measures per image, the rows that hold them, and reductions of rows."""
 
 from redlab.metrics.functional import cosine, logit_distance, pixel_distance, prediction_alignment, psnr
-from redlab.metrics.reductions import auroc, calibration_error, cell_mean, confusion, numbers, roc, tpr_at_fpr, worst
+from redlab.metrics.reductions import (
+    auroc,
+    calibration_error,
+    cell_mean,
+    confusion,
+    numbers,
+    roc,
+    score_names,
+    tpr_at_fpr,
+    worst,
+)
 from redlab.metrics.samples import Samples
 
 __all__ = [
@@ -17,6 +27,7 @@ __all__ = [
     "prediction_alignment",
     "psnr",
     "roc",
+    "score_names",
     "tpr_at_fpr",
     "worst",
 ]

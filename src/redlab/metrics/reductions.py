@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 from torchmetrics.functional.classification import (
-    binary_auroc,
     binary_roc,
     multiclass_calibration_error,
-    multiclass_confusion_matrix,
 )
 
-from redlab.metrics.samples import Samples
+from redlab.metrics.samples import CELL, Samples
 
 MEANS = {
     "right_clean": "clean_accuracy",
@@ -38,101 +36,144 @@ CELL_MEANS = ("pa_benign", "pa_adv")
 
 
 def cell_mean(rows: Samples, column: str) -> float:
-    """Unweighted mean over cells (attack, setting, victim) of the means over their images; NaN without rows."""
-    means = [group.mean(column) for _, group in rows.groups("attack", "setting", "victim")]
-    known = [mean for mean in means if mean == mean]
-    return sum(known) / len(known) if known else torch.nan
+    """Unweighted mean over cells (``CELL``) of the means over their rows; NaN without rows that have the number.
+
+    Raises:
+        ValueError: there is no such column.
+    """
+    cells, values = rows.codes(*(name for name in CELL if name in rows))
+    means = _means(rows[column], cells, len(values))
+    return float(means[~means.isnan()].mean())
 
 
-def _detection(rows: Samples, score: str) -> tuple[Tensor, Tensor] | None:
-    """Ranks of the scores in [0, 1], and what was attacked; None without images of both kinds."""
-    values, attacked = rows[f"score_{score}"], rows["attacked"] > 0
+def _means(values: Tensor, groups: Tensor, many: int) -> Tensor:
+    """(many,) means of the values of each group, NaN left out; NaN for a group that has none."""
     known = ~values.isnan()
-    values, attacked = values[known], attacked[known]
-    if not bool(attacked.any()) or bool(attacked.all()):
-        return None
-    ranks = torch.unique(values, return_inverse=True)[
-        1
-    ].double()  # not the scores: torchmetrics takes the sigmoid of those
-    return ranks / max(float(ranks.max()), 1.0), attacked.long()
-
-
-def auroc(rows: Samples, score: str) -> float:
-    """Area under the ROC curve of a score, attacked images against all others in the rows; NaN if there is one kind."""
-    pair = _detection(rows, score)
-    return torch.nan if pair is None else float(binary_auroc(*pair))
+    sums = torch.bincount(groups[known], values[known], minlength=many)
+    return sums / torch.bincount(groups[known], minlength=many)
 
 
 def roc(rows: Samples, score: str) -> tuple[Tensor, Tensor]:
     """False and true alarm rates of a score at all of its thresholds, from (0, 0) to (1, 1).
 
+    The true ones are shares of the attacked rows, the false ones of all others; rows without the score do not count.
+
     Raises:
-        ValueError: the rows have images of one kind only.
+        ValueError: there is no such score, or the rows are of one kind only.
     """
-    pair = _detection(rows, score)
-    if pair is None:
-        raise ValueError("a ROC curve needs rows of attacked and of other images")
-    false, true, _ = binary_roc(*pair)
-    return false, true
+    curve = _roc(rows[f"score_{score}"], rows["attacked"])
+    if curve is None:
+        raise ValueError(f"a ROC curve needs attacked rows and others, got {len(rows)} of one kind")
+    return curve
+
+
+def auroc(rows: Samples, score: str) -> float:
+    """Area under the ROC curve of a score; NaN if the rows are of one kind only.
+
+    Raises:
+        ValueError: there is no such score.
+    """
+    return _area(_roc(rows[f"score_{score}"], rows["attacked"]))
 
 
 def tpr_at_fpr(rows: Samples, score: str, fpr: float = 0.01) -> float:
-    """Share of attacked images above the threshold that at most ``fpr`` of the others exceed; NaN without a kind."""
-    if _detection(rows, score) is None:
-        return torch.nan
-    false, true = roc(rows, score)
-    return float(true[false <= fpr].max())
+    """Largest share of attacked rows above a threshold that at most ``fpr`` of the others exceed.
+
+    NaN if the rows are of one kind only.
+
+    Raises:
+        ValueError: there is no such score.
+    """
+    return _true_rate(_roc(rows[f"score_{score}"], rows["attacked"]), fpr)
+
+
+def _roc(scores: Tensor, attacked: Tensor) -> tuple[Tensor, Tensor] | None:
+    """False and true alarm rates; None without scores of both kinds."""
+    known = ~scores.isnan()
+    scores, attacked = scores[known], attacked[known] > 0
+    if not bool(attacked.any()) or bool(attacked.all()):
+        return None
+    ranks = torch.unique(scores, return_inverse=True)[1].double()  # torchmetrics takes the sigmoid of other numbers
+    false, true, _ = binary_roc(ranks / max(float(ranks.max()), 1.0), attacked.long(), validate_args=False)
+    return false.double(), true.double()
+
+
+def _area(curve: tuple[Tensor, Tensor] | None) -> float:
+    return torch.nan if curve is None else float(torch.trapezoid(curve[1], curve[0]))
+
+
+def _true_rate(curve: tuple[Tensor, Tensor] | None, fpr: float) -> float:
+    return torch.nan if curve is None else float(curve[1][curve[0].float() <= fpr].max())
 
 
 def confusion(rows: Samples) -> tuple[Tensor, tuple[str, ...], tuple[str, ...]]:
-    """How often which attack (rows) was taken for which (columns): counts, names of rows, names of columns.
+    """How often which attack was taken for which: (R, A) counts, names of the R attacks, names of the A answers.
 
-    An attack that the identifier was not trained on has a row and no column.
+    The attacks are those that occur in the rows. One that the identifier was not trained on has a row and no column.
+
+    Raises:
+        ValueError: the rows are not those of an identifier.
     """
-    columns = tuple(name.removeprefix("p_") for name in rows.columns if name.startswith("p_"))
-    truth, known = rows["attack"], rows.names["attack"]
-    present = tuple(known[code] for code in torch.unique(truth).tolist())
-    size = max(len(known), len(columns))
-    counts = multiclass_confusion_matrix(rows["said"].long(), truth, num_classes=size)
-    return counts[[known.index(name) for name in present], : len(columns)], present, columns
+    said, attack = rows["said"], rows["attack"]
+    answers, known = rows.names["said"], rows.names["attack"]
+    counts = torch.bincount(attack * len(answers) + said, minlength=len(known) * len(answers)).view(len(known), -1)
+    return counts[[known.index(name) for name in rows.attacks]], rows.attacks, answers
 
 
 def calibration_error(rows: Samples, bins: int = 15) -> float:
-    """Expected calibration error of an identifier over the attacks that it knows (Guo et al. 2017); NaN without any."""
-    columns = [name for name in rows.columns if name.startswith("p_")]
-    known = rows.take(~rows["identified"].isnan())
-    if not len(known) or not columns:
+    """Expected calibration error of an identifier over the attacks that it knows (Guo et al. 2017); NaN without any.
+
+    Raises:
+        ValueError: the rows are not those of an identifier.
+    """
+    return _calibration(*_identified(rows), bins)
+
+
+def _identified(rows: Samples) -> tuple[Tensor, Tensor]:
+    """(N, A) probabilities of the answers of an identifier, and the place of the true one, -1 where it is none."""
+    if "said" not in rows:
+        raise ValueError(f"the rows are not those of an identifier: there is no 'said' in {', '.join(rows.columns)}")
+    answers = rows.names["said"]
+    places = torch.tensor([answers.index(name) if name in answers else -1 for name in rows.names["attack"]])
+    return torch.stack([rows[f"p_{name}"] for name in answers], dim=1), places[rows["attack"]]
+
+
+def _calibration(probabilities: Tensor, truth: Tensor, bins: int = 15) -> float:
+    known = truth >= 0
+    if not bool(known.any()):
         return torch.nan
-    names = rows.names["attack"]
-    places = torch.tensor([columns.index(f"p_{n}") if f"p_{n}" in columns else -1 for n in names])
-    probabilities = torch.stack([known[name] for name in columns], dim=1)
-    truth = places[known["attack"]]
-    return float(multiclass_calibration_error(probabilities, truth, num_classes=len(columns), n_bins=bins))
+    return float(
+        multiclass_calibration_error(
+            probabilities[known], truth[known], probabilities.shape[1], n_bins=bins, validate_args=False
+        )
+    )
 
 
 def worst(rows: Samples, column: str = "right") -> Samples:
-    """One row per judge and image: the least value of a column over all attacks, settings and knowledge.
+    """One row per judge and image: the least value of a column over all attacks, settings, victims and knowledge.
 
-    Cells that an image is not in do not count for it: its attack failed there, and ``only_fooled`` left it out.
+    Rows without the number do not count. Nor does a cell that an image is not in, so leave no image out of a cell
+    before this: who keeps only the successes of each attack keeps only the failures of the defence.
+
+    Raises:
+        ValueError: there is no such column.
     """
-    if not len(rows):
-        return rows
-    pairs = torch.stack([rows["judge"], rows["image"]], dim=1)
-    each, place = torch.unique(pairs, dim=0, return_inverse=True)
+    rows = rows.take(~rows[column].isnan())
+    many = int(rows["image"].max()) + 1 if len(rows) else 1
+    each, place = torch.unique(rows["judge"] * many + rows["image"], return_inverse=True)
     least = torch.full((len(each),), torch.inf, dtype=torch.float64)
     least = least.scatter_reduce(0, place, rows[column], "amin")
-    columns = {"judge": each[:, 0], "image": each[:, 1], column: least}
-    return Samples(columns, {"judge": rows.names["judge"]})
+    return Samples({"judge": each // many, "image": each % many, column: least}, {"judge": rows.names["judge"]})
 
 
 def numbers(rows: Samples) -> dict[str, float]:
     """The flat numbers of an evaluation.
 
-    ``<measure>`` is over all attacked images of attackers who know the victim only (``clean_accuracy`` over the clean
-    ones where there are any), ``<measure>/<attack>`` and ``<measure>/<attack>/<victim>`` over some of them;
-    ``adaptive_<measure>...`` over those of attackers who know the defence; ``count...`` says how many images;
-    ``worst_accuracy`` is the share of images on which the defence is right whatever the attacker does. Without rows
-    there is no number.
+    ``<measure>`` is over all attacked rows of attackers who know the victim only, ``<measure>/<attack>`` and
+    ``<measure>/<attack>/<victim>`` over some of them (where nothing was attacked, ``<measure>`` is over all rows);
+    ``clean_accuracy`` is over the rows without an attack where there are any; ``adaptive_<measure>...`` is over those
+    of attackers who know the defence; ``count...`` says how many rows; ``worst_accuracy`` is the share of images on
+    which the defence is right whatever the attacker does. What no row has is not there.
 
     >>> names = {"attack": ("clean", "fgsm"), "knowledge": ("victim", "defence"), "victim": ("net",)}
     >>> columns = {"attack": [0, 1, 1], "knowledge": [0, 0, 1], "victim": [0, 0, 0], "attacked": [0, 1, 1]}
@@ -142,44 +183,56 @@ def numbers(rows: Samples) -> dict[str, float]:
     (1.0, 1.0, 0.0)
     """
     out: dict[str, float] = {}
-    for knowledge, head in (("victim", ""), ("defence", "adaptive_")):
-        mine = rows.where(knowledge=knowledge)
-        clean = mine.where(attack="clean") if len(mine) else mine
-        for tail, group in _groups(mine):
-            out |= {f"{head}{name}{tail}": value for name, value in _of_group(group, clean).items()}
-        if len(clean) and "right_clean" in clean:
-            out[f"{head}clean_accuracy"] = clean.mean("right_clean")
-    if {"right", "judge"} <= rows.columns.keys() and len(rows):
+    if not len(rows):
+        return out
+    clean = rows.where(attacked=0)
+    for (knowledge,), mine in rows.groups("knowledge"):
+        head = "" if knowledge == "victim" else "adaptive_"
+        attacked = mine.where(attacked=1)
+        for level in ((), ("attack",), ("attack", "victim")):
+            some = mine if level or not len(attacked) else attacked
+            groups, names = some.codes(*level)
+            tails = ["".join(f"/{name}" for name in group) for group in names]
+            for measure, values in _measures(some, groups, len(names), clean):
+                out |= {f"{head}{measure}{tail}": value for tail, value in zip(tails, values, strict=True)}
+        if len(attacked) < len(mine) and "right_clean" in mine:
+            out[f"{head}clean_accuracy"] = mine.where(attacked=0).mean("right_clean")
+    if "right" in rows and "judge" in rows:
         least = worst(rows)
         out["worst_accuracy"] = least.mean("right")
         out |= {f"worst_accuracy/{judge}": group.mean("right") for (judge,), group in least.groups("judge")}
     return {key: value for key, value in out.items() if value == value}
 
 
-def _groups(rows: Samples) -> Iterator[tuple[str, Samples]]:
-    """The tail of the key, and its rows: all attacked ones, by attack, by attack and victim."""
-    if not len(rows):
-        return
-    attacked = rows.where(attacked=1)
-    yield "", attacked if len(attacked) else rows
-    for (attack,), group in rows.groups("attack"):
-        yield f"/{attack}", group
-        for (victim,), cell in group.groups("victim"):
-            yield f"/{attack}/{victim}", cell
-
-
-def _of_group(rows: Samples, clean: Samples) -> Mapping[str, float]:
-    """Every measure of some rows; detection sets them against the clean images of the same victims."""
-    out = {"count": float(len(rows))}
+def _measures(rows: Samples, groups: Tensor, many: int, clean: Samples) -> Iterator[tuple[str, list[float]]]:
+    """Every measure of each of some groups of rows; detection sets them against clean rows of the same victims."""
+    yield "count", torch.bincount(groups, minlength=many).double().tolist()
+    cells, cell_names = rows.codes(*(name for name in CELL if name in rows))
+    group_of = torch.zeros(len(cell_names), dtype=torch.int64).scatter(0, cells, groups)
     for column, name in MEANS.items():
-        if column in rows:
-            out[name] = cell_mean(rows, column) if column in CELL_MEANS else rows.mean(column)
-    scores = [name.removeprefix("score_") for name in rows.columns if name.startswith("score_")]
-    if scores and len(clean) and bool((rows["attacked"] > 0).any()):
-        both = Samples.cat([clean.where(victim=list(rows.values("victim"))), rows.where(attacked=1)])
-        for score in scores:
-            tail = "" if len(scores) == 1 else f"_{score}"
-            out |= {f"auroc{tail}": auroc(both, score), f"tpr_at_fpr1{tail}": tpr_at_fpr(both, score)}
-    if "identified" in rows:
-        out["calibration_error"] = calibration_error(rows)
-    return out
+        if column in rows and column in CELL_MEANS:
+            yield name, _means(_means(rows[column], cells, len(cell_names)), group_of, many).tolist()
+        elif column in rows:
+            yield name, _means(rows[column], groups, many).tolist()
+    members = torch.split(groups.argsort(stable=True), torch.bincount(groups, minlength=many).tolist())
+    scores = score_names(rows)
+    for score in scores:
+        tail = "" if len(scores) == 1 else f"_{score}"
+        curves = [_beside(rows, mine, clean, f"score_{score}") for mine in members]
+        yield f"auroc{tail}", [_area(curve) for curve in curves]
+        yield f"tpr_at_fpr1{tail}", [_true_rate(curve, 0.01) for curve in curves]
+    if "said" in rows:
+        probabilities, truth = _identified(rows)
+        yield "calibration_error", [_calibration(probabilities[mine], truth[mine]) for mine in members]
+
+
+def _beside(rows: Samples, mine: Tensor, clean: Samples, column: str) -> tuple[Tensor, Tensor] | None:
+    """The ROC curve of the attacked among some rows, against the clean rows of the same victims."""
+    mine = mine[rows["attacked"][mine] > 0]
+    others = clean[column][torch.isin(clean["victim"], torch.unique(rows["victim"][mine]))]
+    return _roc(torch.cat([rows[column][mine], others]), torch.arange(len(mine) + len(others)) < len(mine))
+
+
+def score_names(rows: Samples) -> tuple[str, ...]:
+    """Names of the scores of a detector that the rows have."""
+    return tuple(name.removeprefix("score_") for name in rows.columns if name.startswith("score_"))

@@ -21,6 +21,7 @@ from rich.text import Text
 
 from redlab.data import AttackDataModule
 from redlab.methods.base import Method
+from redlab.metrics import Samples
 from redlab.report.run_report import run_report
 from redlab.runs.build import build, build_victims, content, is_classifier, shared_data, victim_identities
 from redlab.runs.check import ConfigError
@@ -240,7 +241,8 @@ def _finish(
     metrics = dict(method.results)
     if trainer.is_global_zero:
         (out / "config.yaml").write_text(OmegaConf.to_yaml(cfg))
-        if (rows := getattr(method, "samples", None)) is not None:
+        rows = getattr(method, "samples", None) or Samples({})
+        if len(rows):
             rows.save(out / "samples.npz")
         part = out / "metrics.json.part"
         part.write_text(json.dumps(metrics, indent=2, sort_keys=True) + "\n")
@@ -253,9 +255,8 @@ def _finish(
             f"Seed {cfg.seed}, {trainer.strategy.root_device}, {minutes:.1f} minutes."
             + ("" if "csv" in (cfg.get("logger") or {}) else " No curves: they are those of logger=csv."),
             config=OmegaConf.to_yaml(cfg),
-            metrics=metrics,
+            rows=rows,
             examples=getattr(method, "examples", []),
-            attack_names=data.mix.names,
             victims=data.victims,
             class_names=data.classes,
             loggers=loggers,
