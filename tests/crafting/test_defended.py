@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from redlab.attacks import APGD, PGD, Defended
+from redlab.attacks import PGD, Defended
 from redlab.crafting.defended import WithAlarm, WithoutAlarm, needs_victim, surface
 
 
@@ -162,18 +162,20 @@ def says(model: nn.Module, x: Tensor) -> list[int]:
 def test_aiming_at_a_class_and_plain_ascent_are_weaker_than_the_alarm_counted_as_the_true_class() -> None:
     """On images whose most likely wrong class is the one that the detector watches."""
     guarded = Guarded()
-    x, y = torch.full((6, 2, 2, 2), 0.2), torch.zeros(6, dtype=torch.int64)
+    x, y = torch.full((40, 2, 2, 2), 0.2), torch.zeros(40, dtype=torch.int64)
     x += 0.02 * torch.rand(x.shape, generator=torch.Generator().manual_seed(0))
     whole = surface(guarded, guarded)
-    assert says(whole, x) == [0] * 6
-    attack = APGD(eps=0.5, steps=40, loss="ce")
+    assert says(whole, x) == [0] * 40
+    attack = PGD(eps=0.5, steps=40)
     on_victim = attack(guarded, x, y)
-    assert says(whole, on_victim) == [3] * 6  # an alarm
-    assert says(whole, attack(whole, x, y)) == [3] * 6  # plain ascent is content with it
+    assert says(whole, on_victim) == [3] * 40  # an alarm
+    assert says(whole, attack(whole, x, y)) == [3] * 40  # plain ascent is content with it
     likely = guarded(x)[:, 1:].argmax(1) + 1
     assert set(likely.tolist()) == {1}
     assert set(says(whole, attack(whole, x, y, target=likely))) <= {0, 3}
-    assert says(whole, attack(WithoutAlarm(whole, 0), x, y)) == [2] * 6
+    assert says(whole, attack(WithoutAlarm(whole, 0), x, y)) == [2] * 40
+    exact = attack(WithoutAlarm(whole, 0, exact=True), x, y)
+    assert says(whole, exact).count(2) < 30  # its gradient jumps to and fro
 
 
 def test_on_networks_at_random_the_alarm_counted_as_the_true_class_beats_plain_ascent() -> None:
@@ -208,9 +210,15 @@ def test_on_networks_at_random_the_alarm_counted_as_the_true_class_beats_plain_a
 @pytest.mark.parametrize("label", [0, 1, 2])
 def test_what_wins_without_the_alarm_is_what_wins_against_the_defence(label: int) -> None:
     whole = WithAlarm(Scores(), Linear())
-    said, settled = whole(X).argmax(1), WithoutAlarm(whole, label)(X)
+    said, settled = whole(X).argmax(1), WithoutAlarm(whole, label, exact=True)(X)
     assert settled.shape == (64, 3)
     assert torch.equal(settled.argmax(1), torch.where(said == 3, label, said))
+    smooth = WithoutAlarm(whole, label)(X)
+    won = smooth.argmax(1) != label
+    assert 5 < int(won.sum()) <= int((settled.argmax(1) != label).sum())
+    assert torch.equal(smooth.argmax(1)[won], said[won])
+    failing = whole(X).softmax(1)[:, [label, 3]].sum(1).log()
+    torch.testing.assert_close(smooth.log_softmax(1)[:, label], failing)
 
 
 def kinds() -> dict[str, Any]:

@@ -16,7 +16,7 @@ DEFAULT_EPS = 8 / 255
 def default_adaptive(
     components: Mapping[str, Component], distributions: Mapping[str, Mapping[str, Distribution]]
 ) -> dict[str, Component]:
-    """``aware_pgd``: PGD in linf, 40 steps, on the whole defence, with the largest linf budget of a mix.
+    """``aware_pgd``: PGD in linf, 40 steps of eps / 10, on the whole defence, with the largest linf budget of a mix.
 
     Args:
         components: of the mix.
@@ -26,7 +26,8 @@ def default_adaptive(
         One component; its budget is 8/255 where the mix has none. A patch's is of its window only, and does not count.
     """
     budgets = [eps for name, component in components.items() for eps in _linf(component, distributions[name])]
-    attack = PGD(norm="linf", eps=max(budgets, default=DEFAULT_EPS), steps=40)
+    eps = max(budgets, default=DEFAULT_EPS)
+    attack = PGD(norm="linf", eps=eps, step_size=eps / 10, steps=40)
     return {"aware_pgd": Component(attack=attack, knowledge="defence")}
 
 

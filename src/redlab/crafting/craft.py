@@ -239,7 +239,7 @@ def _settled(
         return
     for label in torch.unique(torch.cat([start[part.rows] for part in parts])).tolist():
         mine = [some for part in parts if len((some := part.where(start == label)).rows)]
-        yield WithoutAlarm(whole, label), WithoutAlarm(attacked, label), mine
+        yield WithoutAlarm(whole, label, exact=True), WithoutAlarm(attacked, label), mine
 
 
 def _said(model: nn.Module, x: Tensor) -> Tensor:

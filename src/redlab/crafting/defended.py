@@ -115,23 +115,26 @@ class WithAlarm(nn.Module):
 class WithoutAlarm(nn.Module):
     """A network with an alarm for images of one class y, whose alarm counts as y: L classes, any attack works on it.
 
-    G'_y = max(G_y, G_{L+1}), G'_i = G_i. It says y exactly where the network says y or raises the alarm, so that what
-    wins against it wins against the defence. An attack that climbs the cross-entropy of y on the network itself would
-    be content with the alarm; here it goes down from whichever of the two is the greater. Aiming at the most likely
-    wrong class of the clean image wins as often, but not where the detector watches for that very class, and not every
-    attack can be aimed.
+    G'_i = G_i, and G'_y = log(exp G_y + exp G_{L+1}): the cross-entropy of y is then -log of the probability that the
+    attack fails. On the network itself an attack that climbs it would be content with the alarm. What wins here wins
+    against the defence, but not quite the other way round; with ``exact``, G'_y = max(G_y, G_{L+1}), it does, and the
+    gradient jumps between the two, which attacks by steps do not survive where the detector is steep. Aiming at the
+    most likely wrong class of the clean image wins as often, but not where the detector watches for that very class,
+    and not every attack can be aimed.
 
     Args:
         model: (B, C, H, W) -> (B, L + 1) logits, the last one the alarm.
         label: y.
+        exact: to judge, not to attack.
     """
 
-    def __init__(self, model: nn.Module, label: int) -> None:
+    def __init__(self, model: nn.Module, label: int, *, exact: bool = False) -> None:
         super().__init__()
         self.model, self.label = model, label
+        self._either = torch.maximum if exact else torch.logaddexp
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, L) logits."""
         logits, alarm = logits_of(self.model, x, self.label + 1).tensor_split([-1], dim=1)
-        own = torch.maximum(logits[:, self.label : self.label + 1], alarm)
+        own = self._either(logits[:, self.label : self.label + 1], alarm)
         return torch.cat([logits[:, : self.label], own, logits[:, self.label + 1 :]], dim=1)
