@@ -21,7 +21,7 @@ from rich.text import Text
 from redlab.data import AttackDataModule
 from redlab.methods.base import Method
 from redlab.report.run_report import run_report
-from redlab.runs.build import build, build_victims, is_classifier, shared_data
+from redlab.runs.build import Trained, build, build_helpers, build_victims, needs_victims, shared_data
 from redlab.runs.check import ConfigError
 from redlab.runs.checkpoints import (
     RunCheckpoint,
@@ -34,6 +34,8 @@ from redlab.runs.checkpoints import (
     read_checkpoint,
     resume_from,
     same_method,
+    start_from,
+    trained_with,
 )
 from redlab.runs.config import finalise, override_stored
 from redlab.runs.console import console, filter_known_warnings
@@ -43,7 +45,6 @@ from redlab.runs.loggers import close, make_loggers
 from redlab.runs.stopping import StopOnSignal, Stopped
 from redlab.runs.trainer import make_trainer
 from redlab.runs.trust import stored_config
-from redlab.victims.classifier import Classifier
 
 
 def train(cfg: DictConfig, out: Path) -> dict[str, float]:
@@ -77,7 +78,11 @@ def _train(cfg: DictConfig, out: Path) -> dict[str, float]:
     if resume is not None:
         console.print(f"Resuming from {resume}")
     images = shared_data(cfg) if images is None else images
-    method, data = build(cfg, own_victims(cfg, record, images), data=images)
+    helpers = build_helpers(cfg, record.get("helpers"), images)
+    trained = Trained(cfg=cfg, attack_names=record.get("attacks"), helpers=helpers)
+    method, data = build(cfg, own_victims(cfg, record, images), trained=trained, data=images)
+    if cfg.init is not None and resume is None:
+        console.print(f"Starting from {start_from(method, Path(cfg.init))}")
     checkpoints = out / "checkpoints"
     best = RunCheckpoint(
         checkpoints, "best", monitor=method.monitor, mode=method.monitor_mode, enable_version_counter=False
@@ -88,7 +93,7 @@ def _train(cfg: DictConfig, out: Path) -> dict[str, float]:
     stop = StopOnSignal(checkpoints / "last.ckpt")
     loggers = make_loggers(cfg, out)
     kept = [*([best] if validated else []), last]
-    trainer = make_trainer(cfg, out, [*kept, RunRecord(cfg), stop], loggers)
+    trainer = make_trainer(cfg, out, [*kept, RunRecord(cfg, helpers), stop], loggers, method=method)
     try:
         trainer.fit(method, datamodule=data, ckpt_path=resume)
         chosen = checkpoints / ("best.ckpt" if (checkpoints / "best.ckpt").exists() else "last.ckpt")
@@ -170,8 +175,8 @@ def _evaluate(run: Path, overrides: Sequence[str], out: Path, allow: Sequence[st
     others = [str(name) for name in cfg.victims if name not in own]
     console.print(f"Victims of the run itself: {', '.join(own) or 'none'}. Others: {', '.join(others) or 'none'}.")
     all_own = not others and list(cfg.victims) == list(trained.victims)
-    guides = None if all_own or is_classifier(cfg) else build_victims(trained, record["victims"])
-    method, data = build(cfg, own, guides, images)
+    guides = None if all_own or not needs_victims(cfg) else build_victims(trained, record["victims"])
+    method, data = build(cfg, own, trained=trained_with(trained, record, guides), data=images)
     check_hashes(record["victims"], guides or data.victims)
     load_weights(method, path, checkpoint)
     loggers = make_loggers(cfg, out)
@@ -215,7 +220,7 @@ def _finish(
     cfg: DictConfig,
     out: Path,
     trainer: L.Trainer,
-    method: Method | Classifier,
+    method: Method,
     data: AttackDataModule,
     started: float,
     loggers: list[Logger],
@@ -223,8 +228,8 @@ def _finish(
     metrics = dict(method.results)
     if trainer.is_global_zero:
         (out / "config.yaml").write_text(OmegaConf.to_yaml(cfg))
-        if (rows := getattr(method, "samples", None)) is not None:
-            rows.save(out / "samples.npz")
+        if method.samples is not None:
+            method.samples.save(out / "samples.npz")
         part = out / "metrics.json.part"
         part.write_text(json.dumps(metrics, indent=2, sort_keys=True) + "\n")
         os.replace(part, out / "metrics.json")
@@ -237,7 +242,7 @@ def _finish(
             + ("" if "csv" in (cfg.get("logger") or {}) else " No curves: they are those of logger=csv."),
             config=OmegaConf.to_yaml(cfg),
             metrics=metrics,
-            examples=getattr(method, "examples", []),
+            examples=method.examples,
             attack_names=data.mix.names,
             victims=data.victims,
             class_names=data.classes,
