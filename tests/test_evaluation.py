@@ -10,7 +10,7 @@ from torch import nn
 
 from redlab.batch import AttackBatch
 from redlab.evaluation import Evaluator, answers, gathered
-from redlab.metrics import Samples
+from redlab.metrics import Samples, score_names
 
 ATTACKS, VICTIMS, CLASSES = ("clean", "fgsm", "pgd"), ("a", "b"), 3
 SETTINGS = {2: ("eps 4", "eps 8")}
@@ -99,6 +99,7 @@ def make_batch(n=40, seed=0, fooled=True):
         target=integers(CLASSES) - 1,
         index=torch.randperm(n, generator=g),
         valid=torch.rand(n, generator=g) < 0.7,
+        attacked=attacked & (torch.rand(n, generator=g) < 0.8),  # the others are controls
         fooled=attacked & (integers(2) > 0) if fooled else None,
     )
 
@@ -130,7 +131,7 @@ def expected(batch, i, judge, victims, can):
     """The row of image i before a judge, in plain Python."""
     defence = Everything(*can)
     clean, adv = batch.clean[i], batch.adv[i]
-    label, attack, attacked = int(batch.label[i]), ATTACKS[batch.attack[i]], int(batch.attack[i]) != 0
+    label, attack, attacked = int(batch.label[i]), ATTACKS[batch.attack[i]], bool(batch.attacked[i])
     x, x_adv = clean.flatten().double().tolist(), adv.flatten().double().tolist()
     f_x, f_adv = ask(victims[judge], clean), ask(victims[judge], adv)
     row = {
@@ -244,6 +245,7 @@ def test_the_cases_above_hold_every_kind_of_row(victims):
     found = rows_of(evaluate(victims, *CAPABLE)) + rows_of(evaluate(victims, "identifier"))
     for column in ("right", "right_clean", "right_attacked", "alarm", "pa_adv", "right_label", "fooled"):
         assert {0.0, 1.0} <= {row[column] for row in found if column in row}, column
+    assert {(row["attack"] != "clean", row["attacked"]) for row in found} == {(False, 0), (True, 0), (True, 1)}
     assert {row["identified"] for row in found} == {0.0, 1.0, None}
     assert {(row["attack"], row["setting"]) for row in found} >= {("pgd", "eps 4"), ("pgd", "eps 8"), ("fgsm", "")}
     restored = Everything("restorer").estimate(make_batch().adv)
@@ -259,6 +261,12 @@ def test_an_attack_unknown_to_the_identifier_is_neither_right_nor_wrong(victims)
     assert rows.where(attack="fgsm")["identified"].isnan().all()
     assert not rows.where(attack=["clean", "pgd"])["identified"].isnan().any()
     assert rows.names["said"] == KNOWN
+
+
+def test_the_score_that_decides_comes_first(victims):
+    """Numbers and tables call it the score."""
+    assert list(Everything("detector").adversarial_scores(make_batch().adv)) == ["size", "odds"]
+    assert score_names(evaluate(victims, "detector")) == ("odds", "size")
 
 
 def test_nobody_asked_whether_it_was_fooled(victims):
@@ -324,7 +332,7 @@ def test_what_cannot_be_evaluated(victims):
 
 @pytest.mark.parametrize(
     ("can", "name"),
-    [("restorer", "restored image"), ("detector", "score size"), ("identifier", "attack logits"),
+    [("restorer", "restored image"), ("detector", "score odds"), ("identifier", "attack logits"),
      ("labeler", "class logits")],
 )  # fmt: skip
 def test_nan_is_an_error_and_no_missing_number(victims, can, name):

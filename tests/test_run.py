@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from printed import ROOT, imported
 from redlab import victims
 from redlab.methods import CDDRED, NotFiniteError
 from redlab.metrics import Samples, numbers, worst
@@ -56,6 +57,9 @@ def test_the_numbers_are_those_of_the_rows_that_are_saved(trained):
     )
     assert found["test/count"] == len(rows.where(knowledge="victim", attacked=1)) > 0
     assert found["test/worst_accuracy"] == worst(rows).mean("right")
+    more = imported(ROOT / "docs" / "measures.md").of_a_run(out)
+    assert more["worst of those who know the defence"] >= found["test/worst_accuracy"]
+    assert more["clean on small_cnn"] == found["test/defended_accuracy/clean/small_cnn"]
 
 
 def test_the_saved_config_is_resolved(trained):
@@ -136,8 +140,9 @@ def test_another_seed_gives_other_numbers(trained, tiny, no_report, tmp_path):
 def test_classifier(tiny, tmp_path, mix):
     out = tmp_path / "run"
     found = train(classifier(tiny, f"mix={mix}", "victim=lenet"), out)
-    assert {"test/clean_accuracy"} <= found.keys()
-    assert ("test/attacked_accuracy" in found) == (mix != "clean")
+    assert {"test/clean_accuracy", "test/defended_accuracy"} <= found.keys()
+    attacked = {key for key in found if key.startswith("test/attacked_accuracy/") and "/clean" not in key}
+    assert bool(attacked) == (mix != "clean")
     assert (out / "report.html").is_file()
     victim = victims.load(out / "checkpoints" / "best.ckpt")
     saved = torch.load(out / "checkpoints" / "best.ckpt", weights_only=True)
@@ -240,7 +245,8 @@ def test_train_or_find(tiny, no_report, tmp_path, monkeypatch):
     calls[0].mkdir(parents=True)
     (calls[0] / "metrics.json").write_text('{"test/d": 1.5}')
     assert lab.train_or_find(words) == {"test/d": 1.5}
-    assert lab.train_or_find([*words, "logger=none"]) == {"test/d": 1.5}
+    other = ["logger=none", "trainer.enable_progress_bar=true", "data.eval_batch_size=4", "victim_root=elsewhere"]
+    assert lab.train_or_find([*words, *other]) == {"test/d": 1.5}
     lab.train_or_find([*words, "seed=1"])
     assert len(calls) == 2
     assert calls[0] != calls[1]

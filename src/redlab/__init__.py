@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from redlab import attacks, data, methods, metrics, studies, victims
-    from redlab.crafting.mix import AttackMix, Component
+    from redlab.crafting import AttackMix, Component
     from redlab.runs.checkpoints import load
 
 __version__ = "0.1.0"
@@ -24,7 +24,7 @@ __all__ = [
     "victims",
 ]
 
-_FROM = {"AttackMix": "redlab.crafting.mix", "Component": "redlab.crafting.mix", "load": "redlab.runs.checkpoints"}
+_FROM = {"AttackMix": "redlab.crafting", "Component": "redlab.crafting", "load": "redlab.runs.checkpoints"}
 
 
 def __dir__() -> list[str]:

@@ -123,6 +123,7 @@ class AttackBatch:
         target: (N,) int64, class that a targeted attack aimed at, -1 where untargeted.
         index: (N,) int64, place in the data set.
         valid: (N,) bool, rows that count in metrics and losses.
+        attacked: (N,) bool, False for clean images and for controls, which are changed and not attacked.
         fooled: (N,) bool, the attack did what it was meant to: the victim was right on the clean image and
             is wrong on the attacked one (untargeted), or says the target class (targeted). None where nobody
             asked for it, since it costs two more forward passes.
@@ -138,6 +139,7 @@ class AttackBatch:
     target: Tensor
     index: Tensor
     valid: Tensor
+    attacked: Tensor
     fooled: Tensor | None = None
 
     def __len__(self) -> int:

@@ -29,7 +29,7 @@ class Answers(NamedTuple):
 
     Attributes:
         restored: (B, C, H, W) the estimate of the clean images, not clamped.
-        scores: name -> (B,), larger means more likely attacked.
+        scores: name -> (B,), larger means more likely attacked; the one that decides comes first.
         verdict: name of the score that decides.
         attack_logits: (B, A).
         class_logits: (B, K).
@@ -62,12 +62,10 @@ def answers(defence: Any, x: Tensor) -> Answers:
         logits = defence.attack_logits(x).float()
         scores, verdict = {"attacked": logits[:, 1:].logsumexp(1) - logits[:, CLEAN]}, "attacked"
     if "detector" in can:
-        scores, verdict = (
-            {name: score.float() for name, score in defence.adversarial_scores(x).items()},
-            defence.verdict,
-        )
-        if verdict not in scores:
-            raise ValueError(f"the verdict must be one of the scores {list(scores)}, got {verdict!r}")
+        found, verdict = defence.adversarial_scores(x), defence.verdict
+        if verdict not in found:
+            raise ValueError(f"the verdict must be one of the scores {list(found)}, got {verdict!r}")
+        scores = {name: found[name].float() for name in (verdict, *(name for name in found if name != verdict))}
     restored = estimate(defence, x).float() if "restorer" in can else None
     labels = defence.class_logits(x).float() if "labeler" in can else None
     named = {"restored image": restored, "attack logits": logits, "class logits": labels}
@@ -150,7 +148,7 @@ class Evaluator:
             "victim": batch.victim,
             "knowledge": batch.knowledge,
             "target": batch.target,
-            "attacked": (batch.attack != CLEAN).double(),
+            "attacked": batch.attacked.double(),
             "d_attack": pixel_distance(batch.adv, batch.clean),
         }
         if batch.fooled is not None:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from redlab.attacks import SampleRng
 from redlab.attacks.adapters import AdvLib, Foolbox, Torchattacks
-from redlab.crafting.mix import AttackMix, Component
+from redlab.crafting import AttackMix, Component
 
 X = torch.rand(6, 1, 4, 4, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(6) % 3

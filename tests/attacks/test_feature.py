@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from redlab.attacks import FeatureAttack, GuideBank, SampleRng
 from redlab.attacks.feature import features_of
-from redlab.crafting.mix import AttackMix, Component
+from redlab.crafting import AttackMix, Component
 
 ROWS, SHAPE = 6, (2, 4, 3)
 

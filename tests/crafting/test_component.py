@@ -34,7 +34,7 @@ from redlab.attacks import (
     WassersteinPGD,
 )
 from redlab.attacks.project import checked_length
-from redlab.crafting.mix import AttackMix, Component
+from redlab.crafting import AttackMix, Component
 
 
 class Untouchable(nn.Module):
@@ -149,9 +149,9 @@ def test_what_only_data_or_a_network_can_tell_is_let_through() -> None:
     mix_of(Patch(size=200), target=999)
     mix_of(Patch(), params={"size": {"choice": [4, 200]}})
     mix_of(RP2(masks=[[[0, 0, 0, 0]]], canvas=300))
-    mix_of(BPDA(), against="defended")
-    mix_of(PGD(), against="defended", gradient="bpda")
-    mix_of(PGD(), against="victim", gradient={"eot": 4})  # of the attack on restorer and victim in every test
+    mix_of(BPDA(), knowledge="defence")
+    mix_of(PGD(), knowledge="defence", gradient="bpda")
+    mix_of(PGD(), knowledge="defence", gradient={"eot": 4})
 
     def own(model: nn.Module, x: Tensor, y: Tensor, *, target: Any = None, rng: Any = None) -> Tensor:
         return nn.functional.conv2d(x, torch.ones(3, 3, 1, 1))  # for three channels
@@ -202,9 +202,9 @@ def test_a_value_that_params_draw_cannot_be_set_as_well() -> None:
     ("components", "options", "message"),
     [
         ({"one": Component(attack=FGSM(), weight=3)}, {"deal": "all"}, "one.weight=3 has no effect where deal=all"),
-        ({"one": Component(attack=FGSM(), against="self", gradient="bpda")}, {}, "one.gradient='bpda' has no effect"),
+        ({"one": Component(attack=FGSM(), gradient="bpda")}, {}, "one.gradient='bpda' has no effect"),
         ({"clean": Component(attack=None, target=3)}, {}, "clean.target=3 has no effect"),
-        ({"clean": Component(attack=None, against="self")}, {}, "clean.against='self' has no effect"),
+        ({"clean": Component(attack=None, knowledge="defence")}, {}, "clean.knowledge='defence' has no effect"),
         ({"clean": Component(attack=None, gradient="bpda")}, {}, "clean.gradient='bpda' has no effect"),
         ({}, {"quantize": 8}, "quantize=8 has no effect in a mix without an attack"),
         ({}, {"only_fooled": True}, "only_fooled has no effect in a mix without an attack"),

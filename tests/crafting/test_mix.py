@@ -17,8 +17,9 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from redlab.attacks import DDN, FAB, FGSM, PGD, RFGSM, Boundary, CarliniWagnerL2, DeepFool, LocalSearch, SampleRng
+from redlab.attacks.wrappers import Defended
 from redlab.batch import AttackBatch
-from redlab.crafting.mix import AttackMix, Cell, Component, Defended, Plan
+from redlab.crafting import AttackMix, Cell, Component, Plan
 
 K, SHAPE = 5, (2, 6, 5)
 CONF = Path(__file__).parents[2] / "conf"
@@ -104,14 +105,14 @@ def rich(deal: str, **kw: Any) -> AttackMix:
 def test_names_and_cells() -> None:
     mix = rich("stratified")
     assert mix.names == ("clean", "fgsm", "rfgsm", "pgd", "l2", "straight")
-    cells = mix.cells(["a", "b", "c"])
-    assert cells[:3] == [Cell(0, 0), Cell(0, 1), Cell(0, 2)]
-    assert [c for c in cells if c.attack == 3] == [Cell(3, 0), Cell(3, 2)]
+    cells = mix.cells(["a", "b", "c"], adaptive=False)
+    assert cells[:3] == [Cell(0, 0, 0, 0), Cell(0, 0, 1, 0), Cell(0, 0, 2, 0)]
+    assert [c for c in cells if c.attack == 3] == [Cell(3, 0, 0, 0), Cell(3, 0, 2, 0)]
     assert len(cells) == len(set(cells)) == 17
     late = AttackMix({"fgsm": Component(attack=FGSM()), "clean": Component(attack=None)})
     none = AttackMix({"fgsm": Component(attack=FGSM())})
     assert late.names == none.names == ("clean", "fgsm")
-    assert none.cells(["a"]) == [Cell(0, 0), Cell(1, 0)]
+    assert none.cells(["a"], adaptive=False) == [Cell(0, 0, 0, 0), Cell(1, 0, 0, 0)]
     assert 0 not in make(none, torch.arange(50)).attack
 
 
@@ -172,17 +173,17 @@ def test_all_deals_every_component_once() -> None:
     assert min(fgsm) > 70
     assert set(plan.victim[plan.attack == 3].tolist()) == {0, 2}
     assert bool((plan.victim.view(300, 6)[:, 1] != plan.victim.view(300, 6)[:, 2]).any())  # drawn apart per component
-    assert len(make(mix, torch.arange(7), cell=Cell(2, 1))) == 7
+    assert len(make(mix, torch.arange(7), cell=Cell(2, 0, 1, 0))) == 7
 
 
 @pytest.mark.parametrize("deal", ["random", "stratified", "all"])
 def test_cell_is_forced(deal: str) -> None:
-    plan = make(rich(deal), torch.arange(9), cell=Cell(3, 2))
+    plan = make(rich(deal), torch.arange(9), cell=Cell(3, 0, 2, 0))
     assert plan.attack.tolist() == [3] * 9
     assert plan.victim.tolist() == [2] * 9
     assert plan.source.tolist() == list(range(9))
-    with pytest.raises(ValueError, match=r"Cell\(attack=3, victim=1\) is not a cell"):
-        make(rich(deal), torch.arange(9), cell=Cell(3, 1))
+    with pytest.raises(ValueError, match=r"Cell\(attack=3, setting=0, victim=1, knowledge=0\) is not a cell"):
+        make(rich(deal), torch.arange(9), cell=Cell(3, 0, 1, 0))
 
 
 def test_epoch_counts_in_training_only() -> None:
@@ -229,7 +230,7 @@ def test_uniform_never_reaches_its_upper_end() -> None:
         def uniform(self, name: str, *shape: int) -> Tensor:
             return torch.full((len(self),), 1 - 2.0**-24)
 
-    from redlab.crafting.mix import Distribution
+    from redlab.crafting import Distribution
 
     for lo, hi in [(0.0, 1.0), (0.5, 0.50001), (1 / 255, 20 / 255), (0.3, 0.3)]:
         top, zero = Top(0, "train", 0, torch.arange(2)), torch.zeros(2, dtype=torch.int64)
@@ -478,9 +479,9 @@ def test_fooled_and_only_fooled() -> None:
 
 
 def test_defended_differentiates_through_the_restorer() -> None:
-    mix = AttackMix({"pgd": Component(attack=PGD(steps=3, eps=0.1), against="defended")})
+    mix = AttackMix({"pgd": Component(attack=PGD(steps=3, eps=0.1), knowledge="defence")})
     victims, defender = nets("a"), Blur()
-    batch, plan, x, y = craft(mix, victims, n=16, defender=defender, want_fooled=True)
+    batch, plan, x, y = craft(mix, victims, n=16, defence=defender, want_fooled=True)
 
     class Whole(nn.Module):
         def forward(self, z: Tensor) -> Tensor:
@@ -495,12 +496,11 @@ def test_defended_differentiates_through_the_restorer() -> None:
         expected = (whole(x).argmax(1) == y) & (whole(batch.adv).argmax(1) != y)
     assert batch.fooled is not None
     assert bool((batch.fooled == expected).all())
-    # the override turns any mix into an attack on the defence, and back
+    assert bool((batch.knowledge == 1).all())
     plain = AttackMix({"pgd": Component(attack=PGD(steps=3, eps=0.1))})
-    torch.testing.assert_close(
-        craft(plain, victims, n=16, defender=defender, against="defended")[0].adv, batch.adv, atol=1e-6, rtol=0
-    )
-    torch.testing.assert_close(craft(mix, victims, n=16, against="victim")[0].adv, on_victim, atol=1e-6, rtol=0)
+    batch, *_ = craft(plain, victims, n=16, defence=defender)
+    torch.testing.assert_close(batch.adv, on_victim, atol=1e-6, rtol=0)
+    assert not bool(batch.knowledge.any())
 
 
 def test_bpda_takes_the_restorer_for_the_identity() -> None:
@@ -513,8 +513,8 @@ def test_bpda_takes_the_restorer_for_the_identity() -> None:
     victims, (x, y) = nets("a"), data(16)
     found = {}
     for gradient in ("exact", "bpda"):
-        mix = AttackMix({"fgsm": Component(attack=FGSM(eps=0.1), against="defended", gradient=gradient)})
-        found[gradient] = craft(mix, victims, n=16, defender=Negative())[0].adv
+        mix = AttackMix({"fgsm": Component(attack=FGSM(eps=0.1), knowledge="defence", gradient=gradient)})
+        found[gradient] = craft(mix, victims, n=16, defence=Negative())[0].adv
     u = (1 - x).requires_grad_()
     (grad,) = torch.autograd.grad(nn.functional.cross_entropy(victims["a"](u), y, reduction="sum"), u)
     torch.testing.assert_close(found["bpda"], (x + 0.1 * grad.sign()).clamp(0, 1), atol=1e-6, rtol=0)
@@ -529,9 +529,9 @@ def test_eot_asks_a_restorer_that_draws_several_times() -> None:
             Draws.calls += len(x)
             return x + 0.3 * torch.randn_like(x)
 
-    attack = Component(attack=FGSM(eps=0.1), against="defended", gradient={"eot": 5})
+    attack = Component(attack=FGSM(eps=0.1), knowledge="defence", gradient={"eot": 5})
     victims, state = nets("a"), torch.get_rng_state()
-    first, second = (craft(AttackMix({"fgsm": attack}), victims, n=8, defender=Draws())[0].adv for _ in range(2))
+    first, second = (craft(AttackMix({"fgsm": attack}), victims, n=8, defence=Draws())[0].adv for _ in range(2))
     assert Draws.calls == 2 * 8 * 5
     assert torch.equal(first, second)
     assert torch.equal(torch.get_rng_state(), state)
@@ -540,7 +540,7 @@ def test_eot_asks_a_restorer_that_draws_several_times() -> None:
 @pytest.mark.parametrize("gradient", ["EOT", {"eot": 0}, {"eot": 2.0}, {"bpda": 1}, None])
 def test_bad_gradient_is_named(gradient: Any) -> None:
     with pytest.raises(ValueError, match="gradient must be exact, bpda or"):
-        AttackMix({"fgsm": Component(attack=FGSM(), against="defended", gradient=gradient)})
+        AttackMix({"fgsm": Component(attack=FGSM(), knowledge="defence", gradient=gradient)})
 
 
 @pytest.mark.parametrize("deal", ["stratified", "all"])
@@ -572,9 +572,9 @@ def test_shuffled_needs_a_deal_by_position() -> None:
 
 
 def test_self_attacks_the_module_under_training_once() -> None:
-    mix = AttackMix({"clean": Component(attack=None), "fgsm": Component(attack=FGSM(eps=0.1), against="self")})
+    mix = AttackMix({"clean": Component(attack=None), "fgsm": Component(attack=FGSM(eps=0.1), knowledge="defence")})
     victims, own = nets(), Net(9).train()
-    batch, _, x, y = craft(mix, victims, n=24, defender=own)
+    batch, _, x, y = craft(mix, victims, n=24, defence=own)
     assert own.calls == [12]  # the rows of every victim id together
     assert not any(net.calls for net in victims.values())
     assert own.training
@@ -611,7 +611,7 @@ def test_any_grad_context_and_nothing_left_behind(mode: Any) -> None:
 
 def test_victims_that_the_plan_does_not_use_may_be_missing() -> None:
     mix = AttackMix({"fgsm": Component(attack=FGSM())})
-    plan = make(mix, torch.arange(4), cell=Cell(1, 1))
+    plan = make(mix, torch.arange(4), cell=Cell(1, 0, 1, 0))
     x, y = data(4)
     assert mix.craft({"b": Net(1)}, x, y, plan).victim.tolist() == [1] * 4
     with pytest.raises(ValueError, match="unknown victim 'b'"):
@@ -651,7 +651,8 @@ def component(**kw: Any) -> dict[str, Component]:
         (component(target="rnadom"), "'rnadom'"),
         (component(target=-2), "-2"),
         (component(target=True), "True"),
-        (component(against="defence"), "'defence'"),
+        (component(knowledge="everything"), "fgsm.knowledge must be one of ('victim', 'defence'), got 'everything'"),
+        (component(label="clean"), "fgsm.label must be one of ('true', 'predicted'), got 'clean'"),
         ({"fgsm": Component(attack=None)}, "'fgsm'"),
         ({"clean": Component(attack=FGSM())}, "'clean'"),
         ({"clean": Component(attack=None, params={"eps": {"uniform": [0, 1]}})}, "'eps'"),
@@ -673,15 +674,11 @@ def test_bad_use() -> None:
     victims, (x, y) = nets("a"), data(4)
     with pytest.raises(ValueError, match="'fgsm' attacks the unknown victim 'resnet'; did you mean 'resnet18'"):
         AttackMix(component(victims=["resnet"])).cells(["resnet18", "vgg11"])
-    for side, message in [("defended", "'defended' needs the module"), ("self", "'self' needs the module")]:
-        mix = AttackMix(component(against=side))
-        with pytest.raises(ValueError, match=message):
-            craft(mix, victims)
-    with pytest.raises(ValueError, match="Net has no restore"):
-        craft(AttackMix(component(against="defended")), victims, defender=Net(0))
+    with pytest.raises(ValueError, match="fgsm attacks the defence, and there is none"):
+        craft(AttackMix(component(knowledge="defence")), victims)
+    with pytest.raises(ValueError, match="gradient=bpda is for a restorer before a victim, got Net: set exact"):
+        craft(AttackMix(component(knowledge="defence", gradient="bpda")), victims, defence=Net(0))
     mix = AttackMix(component())
-    with pytest.raises(ValueError, match="'nobody'"):
-        craft(mix, victims, against="nobody")
     with pytest.raises(ValueError, match="target class 5 does not exist"):
         craft(AttackMix(component(target=5)), victims)
     plan = make(mix, torch.arange(4), victim_names=["a"])
@@ -732,7 +729,7 @@ def test_shipped_mixes(name: str, names: tuple[str, ...], deals_clean: bool) -> 
     mix = load(name)
     assert mix.names == names
     own = Net(7)
-    batch, *_ = craft(mix, nets(), n=12, defender=own)
+    batch, *_ = craft(mix, nets(), n=12, defence=own)
     assert bool((batch.attack == 0).any()) == deals_clean
     assert bool(own.calls) == (name == "adversarial_training")
     assert set(batch.attack.tolist()) == {i for i in range(len(names)) if i or deals_clean}
@@ -771,6 +768,6 @@ def test_shipped_ranges() -> None:
     assert eight["boundary_u"].attack == Boundary(steps=5000, spherical_step=0.01, source_step=0.01)
     assert eight["local_search_u"].attack == LocalSearch(steps=10, pixels=300, probe=10.0, stretch=1.5, reach=5)
     assert eight["ddn_t"].attack == DDN(steps=100, gamma=0.05)
-    options = ["weight=3", "victims=[b]", "target=random", "against=defended"]
+    options = ["weight=3", "victims=[b]", "target=random", "knowledge=defence"]
     changed = load("attunet", *(f"mix.components.rfgsm.{option}" for option in options)).components["rfgsm"]
-    assert (changed.weight, changed.victims, changed.target, changed.against) == (3, ["b"], "random", "defended")
+    assert (changed.weight, changed.victims, changed.target, changed.knowledge) == (3, ["b"], "random", "defence")

@@ -10,7 +10,7 @@ import torch
 from image_files import png
 from rich.console import Console
 
-from redlab.crafting.mix import AttackMix, Component
+from redlab.crafting import AttackMix, Component
 from redlab.data import AttackDataModule, FolderSource, TensorSource, digits, image_folder
 from redlab.data import folder as folder_module
 from redlab.data.folder import check_images

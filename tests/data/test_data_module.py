@@ -12,8 +12,8 @@ from torch import nn
 
 from redlab.attacks import FGSM, PGD
 from redlab.batch import AttackBatch, RawBatch
-from redlab.crafting.mix import AttackMix, Component
-from redlab.data import AttackDataModule, Splits, TensorSource, TestCell
+from redlab.crafting import AttackMix, Cell, Component
+from redlab.data import AttackDataModule, Splits, TensorSource
 from redlab.runs.config import compose
 
 
@@ -252,7 +252,7 @@ def test_every_stage_gives_what_craft_gives(inference_mode):
 
     run.test(recorder, datamodule=data, verbose=False)
     run.predict(recorder, datamodule=data, return_predictions=False)
-    cells = [TestCell(0, 0), TestCell(0, 1), TestCell(1, 0), TestCell(1, 1), TestCell(2, 1)]
+    cells = [Cell(0, 0, 0, 0), Cell(0, 0, 1, 0), Cell(1, 0, 0, 0), Cell(1, 0, 1, 0), Cell(2, 0, 1, 0)]
     assert data.test_cells == cells
     tests = [
         (i, plain.craft(raw, stage="test", cell=cell, want_fooled=True))
@@ -280,28 +280,31 @@ def test_training_epochs_differ_and_other_stages_do_not():
     assert torch.equal(*val)
 
 
-def test_adaptive_cells_only_for_restorers_and_attacks_on_the_victim():
-    components = {
-        "fgsm": Component(attack=FGSM(eps=0.1)),
-        "whole": Component(attack=FGSM(eps=0.1), against="defended"),
-    }
-    data, recorder = module(AttackMix(components)), RestoringRecorder()
-    assert not any(cell.adaptive for cell in data.test_cells)  # no restorer
+def test_adaptive_cells_are_those_of_a_defence_that_can_anything():
+    mix_ = AttackMix(
+        {"fgsm": Component(attack=FGSM(eps=0.1)), "whole": Component(attack=FGSM(eps=0.1), knowledge="defence")},
+        adaptive={"aware": Component(attack=FGSM(eps=0.1), knowledge="defence")},
+    )
+    data, recorder = module(mix_), RestoringRecorder()
+    plain = [Cell(0, 0, v, 0) for v in (0, 1)] + [Cell(1, 0, v, 0) for v in (0, 1)] + [Cell(2, 0, v, 1) for v in (0, 1)]
+    assert data.test_cells == plain  # nobody is attached
+    data.attach(Recorder())
+    assert data.test_cells == plain  # which can nothing
     data.attach(recorder)
+    assert data.test_cells == [*plain, Cell(3, 0, 0, 1), Cell(3, 0, 1, 1)]
     trainer().test(recorder, datamodule=data, verbose=False)
-    plain = [TestCell(*cell) for cell in AttackMix(components).cells(["a", "b"])]
-    assert data.test_cells == [*plain, TestCell(1, 0, True), TestCell(1, 1, True)]
 
     of = {cell: by_sample(b for i, b in recorder.seen["test"] if i == n) for n, cell in enumerate(data.test_cells)}
     for v in (0, 1):
-        grey, adaptive, against = of[TestCell(1, v)], of[TestCell(1, v, True)], of[TestCell(2, v)]
+        grey, adaptive, whole = of[Cell(1, 0, v, 0)], of[Cell(3, 0, v, 1)], of[Cell(2, 0, v, 1)]
         assert torch.equal(grey.clean, adaptive.clean)
         net = nn.Sequential()
         net.forward = lambda x, v=v: list(data.victims.values())[v](recorder.restore(x))
         expected = FGSM(eps=0.1)(net, adaptive.clean, adaptive.label)
         assert (adaptive.adv - expected).abs().max() <= 1e-6
-        assert (against.adv - expected).abs().max() <= 1e-6
+        assert (whole.adv - expected).abs().max() <= 1e-6
         assert not torch.equal(grey.adv, adaptive.adv)
+        assert [bool(b.knowledge.any()) for b in (grey, adaptive, whole)] == [False, True, True]
     assert recorder.weight.grad is None
 
 
@@ -336,7 +339,7 @@ def test_crafting_is_the_same_for_any_batch_size(deal):
         data = module(mix(deal=deal), eval_batch_size=size, batch_size=size if size < 50 else 54)
         data.setup_data()
         val = by_sample(data.craft(raw, stage="val") for raw in data.val_dataloader()[0])
-        cell = TestCell(2, 1)
+        cell = Cell(2, 0, 1, 0)
         test = by_sample(data.craft(raw, stage="test", cell=cell) for raw in data.test_dataloader()[0])
         results.append((val, test))
     for val, test in results[1:]:

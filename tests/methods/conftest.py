@@ -35,7 +35,7 @@ def make_pairs(n=8, seed=0, valid=None, channels=1):
     valid = torch.ones(n, dtype=torch.bool) if valid is None else valid
     setting, knowledge, index = torch.zeros(3, n, dtype=torch.int64).unbind()
     label, victim = torch.arange(n) % 4, torch.arange(n) // 2 % 2
-    return AttackBatch(clean, adv, label, attack, setting, victim, knowledge, index - 1, index, valid)
+    return AttackBatch(clean, adv, label, attack, setting, victim, knowledge, index - 1, index, valid, attack > 0)
 
 
 class Pairs(LightningDataModule):

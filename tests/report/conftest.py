@@ -11,6 +11,7 @@ def make_rows(
     attacks=("fgsm", "pgd"),
     settings=None,
     adaptive=("pgd",),
+    controls=(),
     victims=("lenet",),
     clean=True,
     scores=("odds",),
@@ -25,9 +26,12 @@ def make_rows(
         known: answers of an identifier, without "clean"; None for all attacks.
     """
     settings, g = settings or {}, torch.Generator().manual_seed(seed)
-    names, places = ("clean", *dict.fromkeys((*attacks, *adaptive))), ("", *(s for v in settings.values() for s in v))
+    names, places = (
+        ("clean", *dict.fromkeys((*attacks, *adaptive, *controls))),
+        ("", *(s for v in settings.values() for s in v)),
+    )
     told = [("clean", "", 0)] * clean + [(a, s, 0) for a in attacks for s in settings.get(a, ("",))]
-    told += [(a, "", 1) for a in adaptive]
+    told += [(a, "", 0) for a in controls] + [(a, "", 1) for a in adaptive]
     cells = [(names.index(a), places.index(s), k, v) for a, s, k in told for v in range(len(victims))]
     attack, setting, knowledge, victim = (
         torch.tensor(column).repeat_interleave(n) for column in zip(*cells, strict=True)
@@ -39,7 +43,7 @@ def make_rows(
         "target": torch.full((many,), -1),
     }
     columns |= {"attack": attack, "setting": setting, "knowledge": knowledge, "victim": victim, "judge": victim}
-    columns["attacked"] = attack > 0
+    columns["attacked"] = (attack > 0) & ~torch.isin(attack, torch.tensor([names.index(a) for a in controls]).long())
 
     def yes_or_no():
         return (torch.rand(many, generator=g) < 0.6).double()

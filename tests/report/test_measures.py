@@ -2,7 +2,7 @@
 
 import pytest
 
-from redlab.metrics import Samples, auroc, cell_mean, tpr_at_fpr, worst
+from redlab.metrics import Samples, auroc, cell_mean, numbers, tpr_at_fpr, worst
 from redlab.report.measures import accuracies, headline, tables
 from redlab.report.tables import number, percent
 
@@ -91,7 +91,26 @@ def test_detection_sets_every_attacker_against_the_clean_images(made_up):
         }
     assert found["no attack"] == {"AUROC": "–", "TPR at 1 % FPR": "–", "alarms": percent(clean.mean("alarm"))}
     two = told(made_up("detector", scores=("odds", "size")))["Detection"]
-    assert two.columns[1:] == ("AUROC odds", "TPR at 1 % FPR odds", "AUROC size", "TPR at 1 % FPR size", "alarms")
+    assert two.columns[1:] == ("AUROC", "TPR at 1 % FPR", "AUROC size", "TPR at 1 % FPR size", "alarms")
+
+
+def test_a_control_is_no_attack_and_no_clean_image(made_up):
+    rows = made_up("detector", controls=("noise",), n=40)
+    noise, clean, pgd = rows.where(attack="noise"), rows.clean, rows.where(attack="pgd", knowledge="victim")
+    assert rows.attacks == ("clean", "fgsm", "pgd", "noise")
+    found = cells(told(rows)["Detection"])
+    assert list(found)[-2:] == ["noise (control)", "no attack"]
+    assert found["noise (control)"] == {"AUROC": "–", "TPR at 1 % FPR": "–", "alarms": percent(noise.mean("alarm"))}
+    assert found["no attack"]["alarms"] == percent(clean.mean("alarm"))
+    assert found["pgd"]["AUROC"] == number(auroc(Samples.cat([pgd, clean]), "odds"))
+    assert cells(told(rows)["Accuracy"])["noise (control)"]["attacked"] == percent(noise.mean("right_attacked"))
+    assert "control: the image is changed, not attacked." in told(rows)["Accuracy"].notes
+    assert headline(rows)[-1].value == clean.mean("right_clean")
+    values = numbers(rows)
+    assert values["auroc/pgd"] == auroc(Samples.cat([pgd, clean]), "odds")
+    assert values["clean_accuracy"] == clean.mean("right_clean")
+    assert values["alarm_rate/noise"] == noise.mean("alarm")
+    assert "auroc/noise" not in values
 
 
 def test_identification_says_which_attacks_were_not_trained_on(made_up):

@@ -17,7 +17,9 @@ from redlab.report.run_report import CAPTIONS, _shown, run_report
 def cell(attack: int, victim: int, index: list[int]) -> AttackBatch:
     n = len(index)
     x, ids = torch.zeros(n, 1, 4, 4), torch.zeros(n, dtype=torch.int64)
-    return AttackBatch(x, x, ids, ids + attack, ids, ids + victim, ids, ids - 1, torch.tensor(index), ids == 0)
+    return AttackBatch(
+        x, x, ids, ids + attack, ids, ids + victim, ids, ids - 1, torch.tensor(index), ids == 0, ids == 0
+    )
 
 
 def answers(text: str) -> torch.Tensor:
@@ -85,7 +87,7 @@ def crafted(attack, n=4):
     ids, x = torch.zeros(n, dtype=torch.int64), torch.zeros(n, 1, 4, 4)
     light = torch.where(torch.arange(n) % 2 == 0, 0.75, 0.25).view(-1, 1, 1, 1)
     adv = x + light * (attack > 0)
-    return AttackBatch(x, adv, ids, ids + attack, ids, ids, ids, ids - 1, torch.arange(n), ids == 0)
+    return AttackBatch(x, adv, ids, ids + attack, ids, ids, ids, ids - 1, torch.arange(n), ids == 0, ids + attack > 0)
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from redlab.attacks.fab import FAB
 from redlab.attacks.feature import FeatureAttack, GuideBank
 from redlab.attacks.fgsm import FGSM, RFGSM
 from redlab.attacks.local_search import LocalSearch
+from redlab.attacks.noise import GaussianNoise
 from redlab.attacks.patch import Patch
 from redlab.attacks.pgd import PGD
 from redlab.attacks.rp2 import RP2
@@ -46,6 +47,7 @@ __all__ = [
     "DeepFool",
     "Defended",
     "FeatureAttack",
+    "GaussianNoise",
     "GradientSteps",
     "GuideBank",
     "LocalSearch",

@@ -6,22 +6,19 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
 from difflib import get_close_matches
-from itertools import product
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from redlab.attacks.feature import FeatureAttack
-from redlab.attacks.guard import guard
 from redlab.attacks.wrappers import Defended, Expected, StraightThrough
-from redlab.batch import Attack, check_name
+from redlab.batch import KNOWLEDGE, Attack, check_name
 from redlab.rng import SampleRng
 
-Against = Literal["victim", "defended", "self"]
+Knowledge = Literal["victim", "defence"]
 Gradient = Literal["exact", "bpda"] | Mapping[str, int]
 
-AGAINST = ("victim", "defended", "self")
+LABELS = ("true", "predicted")
 MIN_WEIGHT = 0.001
 
 
@@ -39,10 +36,15 @@ class Component:
             ``{choice: [a, b, ...]}`` or ``{integers: [lo, hi], over: 255}``, both ends included, divided by ``over``;
             ``shuffled`` is ``integers`` without replacement: of the rows that a cell gets one after the other, each
             group as long as the range has every value once. It needs a deal by position, so not ``random``.
-        against: "victim"; "defended", the restorer and then the victim; or "self", the defender as a classifier
-            (adversarial training).
-        gradient: how to differentiate a defended victim: "exact"; "bpda", the restorer taken for the identity; or
-            ``{eot: n}``, the mean answer of n draws of a restorer that draws.
+        settings: joint values of parameters of the attack, such as ``[{eps: 4/255, steps: 10}, {eps: 8/255, steps:
+            20}]``, all of the same parameters, which may be of any type. Training and validation draw one for each
+            image; an evaluation has a cell for each.
+        label: the class that an attack starts from: "true", or "predicted", what the attacked model says of the clean
+            image.
+        knowledge: what the attacker knows and attacks: "victim", or "defence", the whole of it as
+            ``redlab.crafting.defended.surface`` says; of a classifier under training this is adversarial training.
+        gradient: how to differentiate a defence: "exact"; "bpda", a restorer taken for the identity; or ``{eot: n}``,
+            the mean answer of n draws of a defence that draws.
     """
 
     attack: Attack | None
@@ -50,7 +52,9 @@ class Component:
     victims: Sequence[str] | None = None
     target: Literal["random", "least_likely"] | int | None = None
     params: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    against: Against = "victim"
+    settings: Sequence[Mapping[str, Any]] = ()
+    label: Literal["true", "predicted"] = "true"
+    knowledge: Knowledge = "victim"
     gradient: Gradient = "exact"
 
 
@@ -161,10 +165,18 @@ def draws(name: str, gradient: Gradient) -> str | int:
 
 
 def differentiable(model: nn.Module, gradient: str | int) -> nn.Module:
-    """The model as its attacker differentiates it."""
+    """The model as its attacker differentiates it.
+
+    Raises:
+        ValueError: "bpda" of something else than a restorer and a victim.
+    """
     if isinstance(gradient, int):
         return Expected(model, gradient)
-    return StraightThrough(model) if gradient == "bpda" and isinstance(model, Defended) else model
+    if gradient == "exact":
+        return model
+    if not isinstance(model, Defended):
+        raise ValueError(f"gradient=bpda is for a restorer before a victim, got {type(model).__name__}: set exact")
+    return StraightThrough(model)
 
 
 def check_component(name: str, component: Component) -> dict[str, Distribution]:
@@ -189,109 +201,77 @@ def check_component(name: str, component: Component) -> dict[str, Distribution]:
     target = component.target
     if target not in (None, "random", "least_likely") and (type(target) is not int or target < 0):
         raise ValueError(f"{name}.target must be None, 'random', 'least_likely' or a class, got {target!r}")
-    if component.against not in AGAINST:
-        raise ValueError(f"{name}.against must be one of {AGAINST}, got {component.against!r}")
-    gradient = draws(name, component.gradient)
-    if attack is None:
-        for key, default in (("target", None), ("against", "victim"), ("gradient", "exact")):
-            if getattr(component, key) != default:
-                raise ValueError(f"clean.{key}={getattr(component, key)!r} has no effect on clean images: leave it out")
-    if gradient != "exact" and component.against == "self":
+    if component.label not in LABELS:
+        raise ValueError(f"{name}.label must be one of {LABELS}, got {component.label!r}")
+    if component.knowledge not in KNOWLEDGE:
+        raise ValueError(f"{name}.knowledge must be one of {KNOWLEDGE}, got {component.knowledge!r}")
+    if attack is None or is_control(attack):
+        what = "clean images" if attack is None else f"{type(attack).__name__}, which attacks nobody"
+        defaults = {"target": None, "label": "true", "knowledge": "victim", "gradient": "exact"}
+        for key, default in defaults.items():
+            if (value := getattr(component, key)) != default:
+                raise ValueError(f"{name}.{key}={value!r} has no effect on {what}: leave it out")
+    if draws(name, component.gradient) != "exact" and component.knowledge == "victim":
         raise ValueError(
-            f"{name}.gradient={component.gradient!r} has no effect where against=self, without a restorer to be "
-            f"differentiated: leave it out"
+            f"{name}.gradient={component.gradient!r} has no effect where knowledge=victim: no defence is differentiated"
         )
-    known: dict[str, Field[Any]] = {f.name: f for f in fields(attack)} if is_dataclass(attack) else {}
-    for key in component.params:
-        if key not in known:
-            raise ValueError(f"component {name!r} draws {unknown('parameter', key, known)}")
-        if (value := getattr(attack, key)) is not None and not _is_default(value, known[key]):
-            raise ValueError(
-                f"{name}.attack.{key}={value!r} has no effect, since {name}.params.{key} draws it: set that, "
-                f"or take it out of params"
-            )
+    _check_parameters(name, component)
     return {key: Distribution.parse(f"{name}.params.{key}", spec) for key, spec in component.params.items()}
 
 
-def check_attack(
-    name: str,
-    component: Component,
-    distributions: Mapping[str, Distribution],
-    shape: tuple[int, int, int] | None = None,
-) -> None:
-    """Calls the attack up to where it asks the model for the first time, with the ends of all that is drawn for it.
+def _check_parameters(name: str, component: Component) -> None:
+    """The names of what is drawn and set for an attack, and that nothing else sets it as well."""
+    attack, settings = component.attack, component.settings
+    if isinstance(settings, str | Mapping) or not isinstance(settings, Sequence):
+        raise ValueError(f"{name}.settings must be a list of groups of parameters, got {settings!r}")
+    for setting in settings:
+        if not isinstance(setting, Mapping) or not setting or set(setting) != set(settings[0]):
+            raise ValueError(f"{name}.settings must be groups of the same parameters each, got {setting!r}")
+    if len(set(setting_names(component))) < len(settings):
+        raise ValueError(f"{name}.settings must differ from each other, got {list(settings)}")
+    keys: list[str] = list(settings[0]) if settings else []
+    known: dict[str, Field[Any]] = {f.name: f for f in fields(attack)} if is_dataclass(attack) else {}
+    for key in (*component.params, *keys):
+        group, does = ("params", "draws") if key in component.params else ("settings", "sets")
+        if key not in known:
+            raise ValueError(f"component {name!r} {does} {unknown('parameter', key, known)}")
+        if group == "params" and key in keys:
+            raise ValueError(f"{name}.params.{key} has no effect, since {name}.settings set {key}: leave one out")
+        if (value := getattr(attack, key)) is not None and not _is_default(value, known[key]):
+            whole = f"{name}.params.{key} draws it" if group == "params" else f"{name}.settings set it"
+            raise ValueError(
+                f"{name}.attack.{key}={value!r} has no effect, since {whole}: set that, or take it out of {group}"
+            )
 
-    By then it has looked at its own numbers. What data or a network must tell (guides, a layer) is left out.
 
-    Args:
-        name: of the component.
-        component: as ``check_component`` wants it.
-        distributions: what is drawn.
-        shape: (C, H, W) of the images; None where it is not known, and then nothing is too large for them.
+def setting_names(component: Component) -> tuple[str, ...]:
+    """What the settings of a component are called in a table, in their order; empty where it has none.
 
-    Raises:
-        ValueError: a setting of the attack is wrong, or the attack cannot be aimed at a target; the message names it.
+    >>> setting_names(Component(attack=None, settings=[{"eps": 8 / 255, "steps": 20}]))
+    ('eps=8/255 steps=20',)
     """
-    if component.attack is None:
-        return
-    rows = list(product(*(distribution.ends() for distribution in distributions.values()))) or [()]
-    drawn = {key: torch.tensor(values) for key, values in zip(distributions, zip(*rows, strict=True), strict=True)}
-    for key, distribution in distributions.items():
-        drawn[key] = drawn[key].long() if distribution.is_whole() else drawn[key].float()
-    model: nn.Module = _Unasked()
-    if component.against == "defended":
-        model = differentiable(Defended(_Untouched(), model), draws(name, component.gradient))
-    try:
-        attack = _alone(replace(component.attack, **drawn) if drawn else component.attack)  # type: ignore[type-var]
-        x = torch.full((len(rows), *(shape or _roomy(attack))), 0.5)
-        y = torch.zeros(len(rows), dtype=torch.int64)
-        rng, target = SampleRng.for_batch(x), None if component.target is None else y + 1
-        with guard(model):
-            attack(model, x, y, target=target, rng=rng)
-    except _Asked:
-        pass
-    except ValueError as error:
-        key = str(error).split(" ", 1)[0]
-        where = "params." if key in drawn else "attack." if hasattr(component.attack, key) else "attack: "
-        raise ValueError(f"{name}.{where}{error}") from error
-    except (TypeError, RuntimeError) as error:
-        if drawn:
-            raise ValueError(f"{name}.params: {', '.join(drawn)} cannot be drawn for each row: {error}") from error
+    return tuple(" ".join(f"{key}={_shown(value)}" for key, value in s.items()) for s in component.settings)
 
 
-class _Asked(Exception):
-    """An attack asked the model."""
+def _shown(value: object) -> str:
+    """A value as one types it: numbers shortest, those of an image as fractions of 255."""
+    if not isinstance(value, float):
+        return str(value)
+    if float(short := f"{value:.3g}") == value:
+        return short
+    return f"{whole}/255" if float(whole := f"{value * 255:g}") / 255 == value else repr(value)
 
 
-class _Unasked(nn.Module):
-    """Ends the attack that asks it."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        raise _Asked
-
-
-class _Untouched(nn.Module):
-    """A restorer that does nothing."""
-
-    def restore(self, x: Tensor) -> Tensor:
-        return x
-
-
-def _alone(attack: Any) -> Any:
-    """The attack without what only data or a network can tell."""
-    if isinstance(attack, FeatureAttack):
-        return replace(attack, guides=lambda x, *_: x, layer=None)
-    if is_dataclass(attack) and callable(inner := getattr(attack, "attack", None)):
-        return replace(attack, attack=_alone(inner))  # type: ignore[type-var]
+def innermost(attack: Any) -> Any:
+    """The attack that others are wrapped around."""
+    while callable(getattr(attack, "attack", None)):
+        attack = attack.attack
     return attack
 
 
-def _roomy(attack: Any) -> tuple[int, int, int]:
-    """The shape of an image that no window, mask or l2 budget is too large for."""
-    sizes = [getattr(attack, key, 0) for key in ("size", "canvas")]
-    sizes += [*getattr(getattr(attack, "masks", None), "shape", ())]
-    side = max(64, *(int(size.max()) if isinstance(size, Tensor) else size for size in sizes if size is not None))
-    return (1, side, side)
+def is_control(attack: Any) -> bool:
+    """Whether this only changes images, and is no attack (its class attribute ``control``)."""
+    return bool(getattr(innermost(attack), "control", False))
 
 
 def _is_default(value: object, of: Field[Any]) -> bool:

@@ -1,4 +1,4 @@
-"""Which sample meets which attack on which victim, and the crafting of a batch dealt that way.
+"""The face of crafting: components and how they are dealt, rounded and counted.
 
 ``AttackMix.plan`` decides, as a pure function of (seed, stage, epoch, index, position); ``AttackMix.craft`` carries
 the plan out with as few victim calls as possible. No result depends on batch size, order or world size.
@@ -6,75 +6,19 @@ the plan out with as few victim calls as possible. No result depends on batch si
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from fractions import Fraction
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from redlab.attacks.ascend import GradientSteps, SteppedAttack, ascend
-from redlab.attacks.guard import check_images, check_inputs, guard, logits_of
-from redlab.attacks.stored import Limits, on_grid
-from redlab.attacks.wrappers import Defended
-from redlab.batch import CLEAN, KNOWLEDGE, AttackBatch, Restorer, check_name
-from redlab.crafting.component import (
-    AGAINST,
-    MIN_WEIGHT,
-    Against,
-    Component,
-    Distribution,
-    check_attack,
-    check_component,
-    differentiable,
-    draws,
-    unknown,
-)
-from redlab.rng import SampleRng
+from redlab.batch import AttackBatch
+from redlab.crafting.adaptive import check_adaptive, default_adaptive
+from redlab.crafting.component import Component, check_component, setting_names
+from redlab.crafting.craft import ROUNDINGS, Crafter, Rounding
+from redlab.crafting.deal import DEALS, Cell, Deal, Dealer, Plan
+from redlab.crafting.trial import check_attack
 
-__all__ = ["AttackMix", "Cell", "Component", "Distribution", "Plan"]
-
-Deal = Literal["random", "stratified", "all"]
-Rounding = Literal["fooling", "nearest"]
-
-DEALS = ("random", "stratified", "all")
-ROUNDINGS = ("fooling", "nearest")
-MAX_TABLE = 100_000
-
-
-class Cell(NamedTuple):
-    """One attack on one victim, by their ids."""
-
-    attack: int
-    victim: int
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is to be crafted, row by row. N is B, or B x components when a mix deals ``all``.
-
-    Attributes:
-        source: (N,) int64, row of the batch that the image comes from.
-        attack: (N,) int64, id of the component.
-        victim: (N,) int64, place in ``victim_names``.
-        index: (N,) int64, place in the data set.
-        victim_names: the victims' names.
-        params: component -> parameter -> (N,) drawn values; they hold for the component's own rows.
-        rng: the rows' random stream; a component draws from ``rng.fork(name)``.
-    """
-
-    source: Tensor
-    attack: Tensor
-    victim: Tensor
-    index: Tensor
-    victim_names: tuple[str, ...]
-    params: Mapping[str, Mapping[str, Tensor]]
-    rng: SampleRng
-
-    def __len__(self) -> int:
-        return len(self.source)
+__all__ = ["AttackMix"]
 
 
 class AttackMix:
@@ -82,7 +26,7 @@ class AttackMix:
 
     Three ways to deal:
 
-    * ``random``: a cell (attack, victim) per sample by weight, from (seed, stage, epoch, index).
+    * ``random``: an attack and a victim per sample by weight, from (seed, stage, epoch, index).
     * ``stratified``: position in the epoch's order modulo a table of whole shares, so that every window as long as the
       table has the exact shares: each rank's contiguous slice of a batch costs the same.
     * ``all``: every sample under every component, each time on one of the component's victims, drawn per sample.
@@ -96,8 +40,15 @@ class AttackMix:
         quantize: round attacked images to this many bits (8: multiples of 1/255); None keeps floats.
         rounding: how. "fooling": so that an image that fools still does, and a budget is kept
             (``redlab.attacks.Stored``); "nearest": to the nearest, which undoes some attacks and can leave the ball
-            of a budget by up to 1/510.
+            of a budget by up to 1/510; "floor": to the next lower, as when images are cast to whole numbers, which
+            darkens by half a grey value on average and can leave the ball by up to 1/255.
         only_fooled: rows whose attack failed are marked as not valid.
+        only_right: rows whose clean image the attacked victim gets wrong are marked as not valid, clean rows included.
+        adaptive: name -> component with ``knowledge="defence"``: the attackers whom every evaluation of a defence adds
+            to those of the mix. Nobody is trained on them, and all their rows count. None: one PGD in linf of 40 steps
+            named ``aware_pgd``, of the largest linf budget in the mix, or 8/255; its gradient is exact, so a defence
+            that draws wants a component with ``gradient={"eot": n}`` here, and one that masks its gradient "bpda".
+        diagnosis: the evaluation is no claim of robustness, and may have no such attacker, ``adaptive={}``.
         seed: seed of every draw.
 
     Raises:
@@ -128,6 +79,9 @@ class AttackMix:
         quantize: int | None = None,
         rounding: Rounding = "fooling",
         only_fooled: bool = False,
+        only_right: bool = False,
+        adaptive: Mapping[str, Component] | None = None,
+        diagnosis: bool = False,
         seed: int = 0,
     ) -> None:
         if deal not in DEALS:
@@ -143,7 +97,7 @@ class AttackMix:
         if len(self.components) < len(given):
             raise ValueError(f"components must have different names, got {list(given)}")
         self.deal, self.quantize, self.rounding = deal, quantize, rounding
-        self.only_fooled, self.seed = only_fooled, seed
+        self.only_fooled, self.only_right, self.seed = only_fooled, only_right, seed
         self._distributions = {name: check_component(name, part) for name, part in self.components.items()}
         for name, component in self.components.items():
             if deal == "all" and component.weight not in (0, 1):
@@ -161,6 +115,22 @@ class AttackMix:
             option = "only_fooled" if quantize is None else f"quantize={quantize}"
             raise ValueError(f"{option} has no effect in a mix without an attack: leave it out")
         self.names: tuple[str, ...] = ("clean", *(name for name in self.components if name != "clean"))
+        self.adaptive = self._attackers(adaptive, diagnosis)
+        self.attack_names: tuple[str, ...] = (*self.names, *self.adaptive)
+        parts, extra = self.components | self.adaptive, frozenset(self.adaptive)
+        self._dealer = Dealer(parts, self.attack_names, extra, self._distributions, deal, seed)
+        self._crafter = Crafter(parts, self.attack_names, extra, quantize, rounding, only_fooled, only_right)
+
+    def _attackers(self, adaptive: Mapping[str, Component] | None, diagnosis: bool) -> dict[str, Component]:
+        """The checked adaptive components, whose distributions are added to the mix's."""
+        given = default_adaptive(self.components, self._distributions) if adaptive is None else adaptive
+        attackers = {str(name): component for name, component in given.items()}
+        drawn = {name: check_component(name, component) for name, component in attackers.items()}
+        check_adaptive(attackers, self.components, diagnosis=diagnosis)
+        for name, component in attackers.items():
+            check_attack(name, component, drawn[name])
+        self._distributions |= drawn
+        return attackers
 
     def check(
         self,
@@ -184,29 +154,40 @@ class AttackMix:
         names = list(victim_names)
         self.cells(names)
         if self.deal != "all":
-            self._table(names)
-        for name, component in self.components.items():
+            self._dealer.table(names)
+        for name, component in (self.components | self.adaptive).items():
             if num_classes is not None and isinstance(component.target, int) and component.target >= num_classes:
                 raise ValueError(f"{name}.target={component.target} does not exist: there are {num_classes} classes")
             if channels is not None and image_size is not None:
                 check_attack(name, component, self._distributions[name], (channels, image_size, image_size))
 
-    def cells(self, victim_names: Iterable[str]) -> list[Cell]:
+    def setting_names(self, attack: int) -> tuple[str, ...]:
+        """What the settings of an attack are called in a table, such as ``eps=8/255``.
+
+        Args:
+            attack: place in ``attack_names``.
+
+        Returns:
+            Their names in the order of their ids; empty where the component has no settings.
+        """
+        component = (self.components | self.adaptive).get(self.attack_names[attack])
+        return () if component is None else setting_names(component)
+
+    def cells(self, victim_names: Iterable[str], *, adaptive: bool = True) -> list[Cell]:
         """Every cell of an evaluation.
 
         Args:
             victim_names: names of the victims; a victim's id is its place in it.
+            adaptive: with those of the attackers in ``adaptive``, for whom there must be a defence to attack.
 
         Returns:
-            Clean on each victim first, then each attack on its victims, also of components with weight 0.
+            Clean on each victim first, then each attack in each of its settings on its victims, also of components
+            with weight 0, then the adaptive ones.
 
         Raises:
             ValueError: a component names a victim that is not there, or a victim's name cannot be told in a table.
         """
-        names = list(victim_names)
-        for victim in names:
-            check_name("victim", victim)
-        return [Cell(attack, v) for attack, name in enumerate(self.names) for v in self._victim_ids(name, names)]
+        return self._dealer.cells(victim_names, adaptive=adaptive)
 
     def plan(
         self,
@@ -234,36 +215,7 @@ class AttackMix:
         Raises:
             ValueError: an unknown victim or cell.
         """
-        names = tuple(victim_names)
-        cells = self.cells(names)
-        if cell is not None and cell not in cells:
-            raise ValueError(f"{cell} is not a cell of the mix {self.names} on victims {list(names)}")
-        epoch = epoch if stage == "train" else 0
-        with torch.inference_mode(False), torch.no_grad():
-            source = torch.arange(len(index), device=index.device)
-            rng, turn = SampleRng(self.seed, stage, epoch, index), position
-            if cell is not None:
-                attack, victim = torch.full_like(source, cell.attack), torch.full_like(source, cell.victim)
-            elif self.deal == "all":
-                dealt = [(i, name) for i, name in enumerate(self.names) if self._weight(name)]
-                columns = []
-                for _, name in dealt:
-                    ids = torch.tensor(self._victim_ids(name, names), device=index.device)
-                    columns.append(ids[rng.fork(name).integers("victim", len(ids))])
-                source = source.repeat_interleave(len(dealt))
-                attack = torch.tensor([i for i, _ in dealt], device=index.device).repeat(len(index))
-                victim = torch.stack(columns, dim=1).flatten()
-            else:
-                table = torch.tensor(self._table(names), device=index.device)
-                row = position % len(table) if self.deal == "stratified" else rng.integers("cell", len(table))
-                attack, victim, nth, per_round = table[row].unbind(1)
-                turn = position // len(table) * per_round + nth
-            rng, turn, numbered = rng[source], turn[source], attack * len(names) + victim
-            params = {
-                name: {key: d.draw(rng.fork(name), f"param.{key}", turn, numbered) for key, d in distributions.items()}
-                for name, distributions in self._distributions.items()
-            }
-            return Plan(source, attack.clone(), victim.clone(), index[source], names, params, rng)
+        return self._dealer.plan(index, position, stage=stage, epoch=epoch, victim_names=victim_names, cell=cell)
 
     def craft(
         self,
@@ -273,8 +225,7 @@ class AttackMix:
         plan: Plan,
         *,
         valid: Tensor | None = None,
-        defender: nn.Module | None = None,
-        against: Against | None = None,
+        defence: Any = None,
         want_fooled: bool = False,
     ) -> AttackBatch:
         """Carries out a plan. Rows that attack one model by gradient steps of one norm go through one loop.
@@ -285,197 +236,13 @@ class AttackMix:
             y: (B,) int64, true classes.
             plan: from ``plan``.
             valid: (B,) bool, rows that count; None means all.
-            defender: the module under training, for components against "defended" (its ``restore``) or "self".
-            against: overrides the ``against`` of every component; every row then counts, since an attack on the
-                defence is judged on all images, not on those where it succeeds.
+            defence: the method under training or test, for components with ``knowledge="defence"``.
             want_fooled: also say where the attacked model was fooled; with ``only_fooled`` it is said anyway.
 
         Returns:
             The batch of N rows, detached, as ordinary tensors even under inference mode.
 
         Raises:
-            ValueError: inputs out of range, a missing victim or defender, a target class that the model does not have.
+            ValueError: inputs out of range, a missing victim or defence, a target class that the model does not have.
         """
-        if against is not None and against not in AGAINST:
-            raise ValueError(f"against must be one of {AGAINST}, got {against!r}")
-        only_fooled = self.only_fooled and against is None
-        want_fooled = want_fooled or only_fooled
-        with torch.inference_mode(False), torch.no_grad():
-            check_inputs(x, y, None)
-            clean, label = x.detach()[plan.source], y[plan.source]
-            adv, target = clean.clone(), torch.full_like(label, -1)
-            fooled, knowledge = torch.zeros_like(label, dtype=torch.bool), torch.zeros_like(label)
-            setting = torch.zeros_like(label)
-            for (side, victim, gradient), parts in self._by_model(plan, against).items():
-                model = _attacked_model(side, victim, victims, defender)
-                limits = self._attack(differentiable(model, gradient), parts, plan, clean, label, adv, target)
-                rows = torch.cat([rows for _, rows in parts])
-                knowledge[rows] = KNOWLEDGE.index("victim" if side == "victim" else "defence")
-                won, levels = None, 2 ** (self.quantize or 0) - 1
-                if limits is not None:
-                    pairs = clean[rows], adv[rows], label[rows], target[rows]
-                    adv[rows], won = on_grid(model, *pairs, levels, limits)
-                elif self.quantize is not None:
-                    adv[rows] = (adv[rows] * levels).round() / levels
-                if want_fooled:
-                    fooled[rows] = _fooled(model, clean[rows], adv[rows], label[rows], target[rows], won)
-            check_images("adv", adv)
-            counts = torch.ones_like(fooled) if valid is None else valid[plan.source]
-            if only_fooled:
-                counts = counts & (fooled | (plan.attack == CLEAN))
-        return AttackBatch(
-            clean=clean,
-            adv=adv,
-            label=label,
-            attack=plan.attack,
-            setting=setting,
-            victim=plan.victim,
-            knowledge=knowledge,
-            target=target,
-            index=plan.index,
-            valid=counts,
-            fooled=fooled if want_fooled else None,
-        )
-
-    def _weight(self, name: str) -> Fraction:
-        # a mix need not name a clean component, but `clean` is a name all the same
-        weight = self.components[name].weight if name in self.components else 0
-        return Fraction(weight).limit_denominator(round(1 / MIN_WEIGHT))  # 0.3333333 means a third
-
-    def _victim_ids(self, name: str, victim_names: Sequence[str]) -> list[int]:
-        wanted = self.components[name].victims if name in self.components else None
-        for victim in wanted or ():
-            if victim not in victim_names:
-                raise ValueError(f"component {name!r} attacks {unknown('victim', victim, victim_names)}")
-        return [i for i, victim in enumerate(victim_names) if wanted is None or victim in wanted]
-
-    def _table(self, victim_names: Sequence[str]) -> list[tuple[int, int, int, int]]:
-        """The smallest table with whole shares, each cell spread evenly over it: attack, victim, i-th of n such."""
-        shares: dict[Cell, Fraction] = {}
-        for attack, name in enumerate(self.names):
-            victim_ids = self._victim_ids(name, victim_names)
-            if self._weight(name):
-                shares |= {Cell(attack, v): self._weight(name) / len(victim_ids) for v in victim_ids}
-        unit = Fraction(
-            math.gcd(*(s.numerator for s in shares.values())), math.lcm(*(s.denominator for s in shares.values()))
-        )
-        counts = {cell: int(share / unit) for cell, share in shares.items()}
-        if sum(counts.values()) > MAX_TABLE:
-            raise ValueError(f"the weights {[c.weight for c in self.components.values()]} have no simple ratio")
-        places = [(Fraction(2 * i + 1, 2 * n), (*cell, i, n)) for cell, n in counts.items() for i in range(n)]
-        return [entry for _, entry in sorted(places)]
-
-    def _by_model(
-        self, plan: Plan, against: Against | None
-    ) -> dict[tuple[Against, str, str | int], list[tuple[str, Tensor]]]:
-        """(against, victim's name, gradient) -> the components that attack it so, each with its rows."""
-        groups: dict[tuple[Against, str, str | int], list[tuple[str, Tensor]]] = {}
-        for attack, name in enumerate(self.names):
-            of_attack = plan.attack == attack
-            if attack == CLEAN or not bool(of_attack.any()):
-                continue
-            side = against or self.components[name].against
-            if side == "self":
-                groups.setdefault((side, "", "exact"), []).append((name, of_attack.nonzero()[:, 0]))
-                continue
-            gradient = draws(name, self.components[name].gradient) if side == "defended" else "exact"
-            for victim in torch.unique(plan.victim[of_attack]).tolist():
-                rows = (of_attack & (plan.victim == victim)).nonzero()[:, 0]
-                groups.setdefault((side, plan.victim_names[victim], gradient), []).append((name, rows))
-        return groups
-
-    def _attack(
-        self,
-        model: nn.Module,
-        parts: list[tuple[str, Tensor]],
-        plan: Plan,
-        clean: Tensor,
-        label: Tensor,
-        adv: Tensor,
-        target: Tensor,
-    ) -> Limits | None:
-        """Writes the images and targets of the rows that attack one model.
-
-        Returns:
-            The limits of these rows, part by part, where they are to be rounded so that they go on fooling.
-        """
-        limits: list[Limits] = []
-        loops: dict[str, list[tuple[Tensor, GradientSteps]]] = {}
-        for name, rows in parts:
-            component = self.components[name]
-            drawn = {key: values[rows] for key, values in plan.params[name].items()}
-            attack: Any = replace(component.attack, **drawn) if drawn else component.attack  # type: ignore[type-var]
-            rng = plan.rng[rows].fork(name)
-            x, y = clean[rows], label[rows]
-            if self.quantize is not None and self.rounding == "fooling":
-                limits.append(Limits.of(attack, x))
-            goal = None if component.target is None else _targets(component.target, model, x, y, rng)
-            if goal is not None:
-                target[rows] = goal
-            if isinstance(attack, SteppedAttack):
-                steps = attack.schedule(x, rng)
-                loops.setdefault(steps.norm, []).append((rows, steps))
-            else:
-                adv[rows] = attack(model, x, y, target=goal, rng=rng)
-        for loop in loops.values():
-            rows = torch.cat([rows for rows, _ in loop])
-            goal = target[rows] if bool((target[rows] >= 0).any()) else None
-            steps = GradientSteps.cat([steps for _, steps in loop])
-            adv[rows] = ascend(model, clean[rows], label[rows], steps, goal)
-        return Limits.cat(limits) if limits else None
-
-
-def _attacked_model(
-    side: Against, victim: str, victims: Mapping[str, nn.Module], defender: nn.Module | None
-) -> nn.Module:
-    if side != "self" and victim not in victims:
-        raise ValueError(f"the plan attacks {unknown('victim', victim, victims)}")
-    if side == "victim":
-        return victims[victim]
-    if defender is None:
-        raise ValueError(f"an attack against {side!r} needs the module under training as defender, got None")
-    if side == "self":
-        return defender
-    if not isinstance(defender, Restorer):
-        raise ValueError(f"an attack against 'defended' needs a restorer; {type(defender).__name__} has no restore(x)")
-    return Defended(defender, victims[victim])
-
-
-def _targets(rule: str | int, model: nn.Module, x: Tensor, y: Tensor, rng: SampleRng) -> Tensor:
-    """(B,) target classes, never the true ones."""
-    if rule == "least_likely":
-        with guard(model), torch.no_grad():
-            logits = logits_of(model, x, 0)
-        # a bad victim may find the true class the least likely one
-        return torch.as_tensor(logits.scatter(1, y[:, None], math.inf).argmin(1))
-    classes = _num_classes(model, x)
-    if classes < 2:
-        raise ValueError(f"a targeted attack needs at least 2 classes, the model has {classes}")
-    if rule == "random":
-        other = rng.integers("target", classes - 1)
-        return other + (other >= y).long()
-    fixed = int(rule)
-    if fixed >= classes:
-        raise ValueError(f"target class {fixed} does not exist, the model has {classes} classes")
-    return torch.where(y == fixed, (fixed + 1) % classes, fixed)
-
-
-def _num_classes(model: nn.Module, x: Tensor) -> int:
-    known = getattr(model.victim if isinstance(model, Defended) else model, "num_classes", None)
-    if known is None:
-        with guard(model), torch.no_grad():
-            known = logits_of(model, x[:1], 0).shape[1]
-    return int(known)
-
-
-def _fooled(model: nn.Module, clean: Tensor, adv: Tensor, label: Tensor, target: Tensor, won: Tensor | None) -> Tensor:
-    """(B,) bool: right on clean and wrong on adv, or, where targeted, says the target class.
-
-    ``won`` is the answer to the part about adv, where it is known.
-    """
-    with guard(model), torch.no_grad():
-        before: Tensor = logits_of(model, clean, 0).argmax(1) == label
-        if won is None:
-            after = logits_of(model, adv, 0).argmax(1)
-            won = torch.where(target >= 0, after == target, after != label)
-    return won & (before | (target >= 0))
+        return self._crafter(victims, x, y, plan, valid=valid, defence=defence, want_fooled=want_fooled)

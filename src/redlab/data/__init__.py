@@ -9,7 +9,7 @@
 from redlab.data.folder import FolderSource
 from redlab.data.guides import Guides
 from redlab.data.loader import EpochLoader, EpochSampler
-from redlab.data.module import AttackDataModule, TestCell
+from redlab.data.module import AttackDataModule
 from redlab.data.sources import (
     Splits,
     TensorSource,
@@ -29,7 +29,6 @@ __all__ = [
     "Guides",
     "Splits",
     "TensorSource",
-    "TestCell",
     "cifar10",
     "digits",
     "fashion_mnist",

@@ -3,36 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor, nn
 
-from redlab.batch import CLEAN, AttackBatch, ImageSource, RawBatch, Restorer
-from redlab.crafting.mix import AttackMix, Cell
+from redlab.batch import AttackBatch, ImageSource, RawBatch, capabilities
+from redlab.crafting import AttackMix, Cell
 from redlab.data.folder import FolderSource, check_images
 from redlab.data.loader import EpochLoader, EpochSampler
 from redlab.data.sources import Splits
 from redlab.evaluation import Evaluator
 from redlab.rng import generator
-
-
-class TestCell(NamedTuple):
-    """What one test loader measures.
-
-    Attributes:
-        attack: id of the attack, 0 for clean images.
-        victim: id of the victim.
-        adaptive: the attack is on restorer and victim together, not on the victim alone.
-    """
-
-    attack: int
-    victim: int
-    adaptive: bool = False
-
-
-TestCell.__test__ = False  # type: ignore[attr-defined]  # not a test class, whatever its name tells pytest
 
 
 class AttackDataModule(LightningDataModule):
@@ -46,6 +29,9 @@ class AttackDataModule(LightningDataModule):
 
         data = AttackDataModule(digits, mix=mix, victims={"net": net}); data.setup_data()
         batch = data.craft(next(iter(data.val_dataloader())), stage="val")
+
+    Attributes:
+        defence: what attackers with ``knowledge="defence"`` know, see `attach`; None: there is none.
 
     Args:
         source: the data set, or a function that loads it when it is first needed.
@@ -117,7 +103,7 @@ class AttackDataModule(LightningDataModule):
         self._source, self._check_images = source, check_images
         self._splits: Splits | None = None
         self._indices: dict[str, Tensor] = {}
-        self.defence: nn.Module | None = None
+        self.defence: Any = None
 
     @property
     def splits(self) -> Splits:
@@ -158,27 +144,25 @@ class AttackDataModule(LightningDataModule):
         """Names of the classes."""
         return tuple(self.splits.train.classes)
 
-    @property
-    def test_cells(self) -> list[TestCell]:
-        """What the test loaders measure, in their order: clean, attacked, and adaptive if the module restores."""
-        cells = [TestCell(*cell) for cell in self.mix.cells(self.victims)]
-        if not isinstance(self.defence, Restorer):
-            return cells
-        adaptive = [cell._replace(adaptive=True) for cell in cells if self._attacks_the_victim(cell)]
-        return cells + adaptive
-
-    def _attacks_the_victim(self, cell: TestCell) -> bool:
-        return cell.attack != CLEAN and self.mix.components[self.mix.names[cell.attack]].against == "victim"
-
     def attach(self, method: Any, judges: Sequence[str] | None = None) -> None:
-        """Makes a method what attacks on the defence are on, and hands it what it is to be evaluated by.
+        """Makes a method the defence that attackers can know, and hands it what it is to be evaluated by.
 
         Args:
-            method: of ``redlab.methods``.
+            method: of ``redlab.methods``, or any module with a capability.
             judges: victims that judge every image; None: the one that was attacked.
         """
         self.defence = method
-        method.evaluator = Evaluator(victims=self.victims, attack_names=self.mix.names, judges=judges)
+        told = {attack: self.mix.setting_names(attack) for attack in range(len(self.mix.attack_names))}
+        settings = {attack: names for attack, names in told.items() if names}
+        method.evaluator = Evaluator(
+            victims=self.victims, attack_names=self.mix.attack_names, setting_names=settings, judges=judges
+        )
+
+    @property
+    def test_cells(self) -> list[Cell]:
+        """What the test loaders measure, in their order; the adaptive cells if there is a defence that can anything."""
+        adaptive = self.defence is not None and bool(capabilities(self.defence))
+        return self.mix.cells(self.victims, adaptive=adaptive)
 
     def prepare_data(self) -> None:
         """Loads the data on one process first, which downloads them and looks at all images where that is asked for.
@@ -302,8 +286,7 @@ class AttackDataModule(LightningDataModule):
         *,
         stage: str,
         epoch: int = 0,
-        cell: TestCell | None = None,
-        defender: nn.Module | None = None,
+        cell: Cell | None = None,
         want_fooled: bool = False,
     ) -> AttackBatch:
         """Attacks a batch. Knows nothing of Lightning: the same arguments give the same images anywhere.
@@ -312,8 +295,7 @@ class AttackDataModule(LightningDataModule):
             raw: what a loader yields, on the device of the victims.
             stage: "train", "val" or "test".
             epoch: number of the epoch; counts in training only.
-            cell: the one attack and victim for all rows; None deals by the mix.
-            defender: the module under training or test, for attacks on it.
+            cell: the one attack, setting and victim for all rows; None deals by the mix.
             want_fooled: fill in ``fooled``.
 
         Returns:
@@ -326,7 +308,7 @@ class AttackDataModule(LightningDataModule):
             stage=stage,
             epoch=epoch,
             victim_names=tuple(self.victims),
-            cell=None if cell is None else Cell(cell.attack, cell.victim),
+            cell=cell,
         )
         return self.mix.craft(
             self.victims,
@@ -334,8 +316,7 @@ class AttackDataModule(LightningDataModule):
             raw.label,
             plan,
             valid=raw.valid,
-            defender=defender,
-            against="defended" if cell is not None and cell.adaptive else None,
+            defence=self.defence,
             want_fooled=want_fooled,
         )
 
@@ -345,8 +326,8 @@ class AttackDataModule(LightningDataModule):
         if not isinstance(batch, RawBatch) or trainer is None:
             return batch
         if trainer.training:
-            return self.craft(batch, stage="train", epoch=trainer.current_epoch, defender=self.defence)
+            return self.craft(batch, stage="train", epoch=trainer.current_epoch)
         if trainer.validating or trainer.sanity_checking:
-            return self.craft(batch, stage="val", defender=self.defence, want_fooled=True)
+            return self.craft(batch, stage="val", want_fooled=True)
         cell = self.test_cells[dataloader_idx]
-        return self.craft(batch, stage="test", cell=cell, defender=self.defence, want_fooled=True)
+        return self.craft(batch, stage="test", cell=cell, want_fooled=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from redlab.batch import CLEAN, AttackBatch
+from redlab.batch import AttackBatch
 
 PER_KIND = 2
 """Pairs kept of a kind: defended, not defended, and those whose attack did not change a right answer."""
@@ -37,7 +37,7 @@ class Examples:
         """
         fooled = (said["right_clean"] > 0) & (said["right_attacked"] == 0)
         kinds = torch.where(fooled, torch.where(said["right"] > 0, 0, 1), 2)
-        rows = ((batch.attack != CLEAN) & (batch.knowledge == 0)).nonzero()[:, 0]
+        rows = (batch.attacked & (batch.knowledge == 0)).nonzero()[:, 0]
         rows = rows[self._least(batch.index[rows], kinds[rows])]
         self._keep([*self.kept, (batch[rows], {name: values[rows] for name, values in said.items()}, kinds[rows])])
 

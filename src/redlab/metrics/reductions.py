@@ -185,7 +185,7 @@ def numbers(rows: Samples) -> dict[str, float]:
     out: dict[str, float] = {}
     if not len(rows):
         return out
-    clean = rows.where(attacked=0)
+    clean = rows.clean
     for (knowledge,), mine in rows.groups("knowledge"):
         head = "" if knowledge == "victim" else "adaptive_"
         attacked = mine.where(attacked=1)
@@ -195,8 +195,8 @@ def numbers(rows: Samples) -> dict[str, float]:
             tails = ["".join(f"/{name}" for name in group) for group in names]
             for measure, values in _measures(some, groups, len(names), clean):
                 out |= {f"{head}{measure}{tail}": value for tail, value in zip(tails, values, strict=True)}
-        if len(attacked) < len(mine) and "right_clean" in mine:
-            out[f"{head}clean_accuracy"] = mine.where(attacked=0).mean("right_clean")
+        if "right_clean" in mine and len(mine.clean):
+            out[f"{head}clean_accuracy"] = mine.clean.mean("right_clean")
     if "right" in rows and "judge" in rows:
         least = worst(rows)
         out["worst_accuracy"] = least.mean("right")
@@ -215,9 +215,8 @@ def _measures(rows: Samples, groups: Tensor, many: int, clean: Samples) -> Itera
         elif column in rows:
             yield name, _means(rows[column], groups, many).tolist()
     members = torch.split(groups.argsort(stable=True), torch.bincount(groups, minlength=many).tolist())
-    scores = score_names(rows)
-    for score in scores:
-        tail = "" if len(scores) == 1 else f"_{score}"
+    for place, score in enumerate(score_names(rows)):
+        tail = f"_{score}" if place else ""
         curves = [_beside(rows, mine, clean, f"score_{score}") for mine in members]
         yield f"auroc{tail}", [_area(curve) for curve in curves]
         yield f"tpr_at_fpr1{tail}", [_true_rate(curve, 0.01) for curve in curves]
@@ -234,5 +233,5 @@ def _beside(rows: Samples, mine: Tensor, clean: Samples, column: str) -> tuple[T
 
 
 def score_names(rows: Samples) -> tuple[str, ...]:
-    """Names of the scores of a detector that the rows have."""
+    """Names of the scores of a detector that the rows have; the first decides."""
     return tuple(name.removeprefix("score_") for name in rows.columns if name.startswith("score_"))

@@ -122,6 +122,11 @@ class Samples:
         return tuple(codes) if known is None else tuple(known[code] for code in codes)
 
     @property
+    def clean(self) -> Samples:
+        """The rows of images as they are; a control, which is changed and not attacked, is none of them."""
+        return self.where(attack="clean") if "clean" in self.names["attack"] else self.take(torch.arange(0))
+
+    @property
     def attacks(self) -> tuple[str, ...]:
         """Names of the attacks that some row has, "clean" among them where it is there."""
         return self.values("attack")

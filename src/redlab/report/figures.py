@@ -60,8 +60,12 @@ def roc_curves(rows: Samples, title: str = "") -> Figure:
         ValueError: there is no score, or no attacked or no clean row.
     """
     scores = score_names(rows)
-    curves = {line: against_clean(group, rows) for line, group in attackers(rows) if line not in (ALL, NONE)}
-    if not scores or not curves or not len(rows.where(attacked=0)):
+    curves = {
+        line: against_clean(group, rows)
+        for line, group in attackers(rows)
+        if line != ALL and bool((group["attacked"] > 0).any())
+    }
+    if not scores or not curves or not len(rows.clean):
         raise ValueError(f"a ROC curve needs scores of attacked and of clean images, got {rows}")
     figure, all_axes = panels(len(scores), width=3.6 * len(scores) + 0.3, height=3.7)
     for axes, score in zip(all_axes, scores, strict=True):

@@ -17,7 +17,11 @@ from redlab.report.tables import Table, number, percent
 EVERY, ALL, NONE = "every attacker", "all attacks", "no attack"
 """Lines that are no attack of their own: the worst for each image, the mean over attacks, the clean images."""
 
-ADAPTIVE = "adaptive: the attacker knows the defence."
+NOTES = {
+    "(adaptive)": "adaptive: the attacker knows the defence.",
+    "(control)": "control: the image is changed, not attacked.",
+}
+"""What stands behind the names of some lines, and below a table that has such."""
 
 SHARES = {"right_clean": "clean", "right_attacked": "attacked", "right_restored": "restored", "right": "defended"}
 """Columns of right answers, and how they are called in print: the victim's on the clean, the attacked and the restored
@@ -68,7 +72,7 @@ def headline(rows: Samples) -> list[Tile]:
     """The worst case first and the mean beside it; then what knowing the defence costs it, and the victims alone."""
     if not len(rows) or "right" not in rows:
         return []
-    clean, attacked = rows.where(attacked=0), rows.where(attacked=1)
+    clean, attacked = rows.clean, rows.where(attacked=1)
     told, title = attacked.where(knowledge="victim"), defended(rows)
     tiles = []
     if len(attacked):
@@ -87,15 +91,17 @@ def headline(rows: Samples) -> list[Tile]:
 
 
 def attackers(rows: Samples) -> Iterator[tuple[str, Samples]]:
-    """Every line but ``EVERY``, and its rows: ``ALL``, each attack, each adaptive one, ``NONE``."""
+    """Every line but ``EVERY``, and its rows: ``ALL``, each attack, each adaptive one, each control, ``NONE``."""
     told = rows.where(attacked=1, knowledge="victim")
     if len(told):
         yield ALL, told
-    for knowledge in ("victim", "defence"):
-        for (attack, setting), group in rows.where(attacked=1, knowledge=knowledge).groups("attack", "setting"):
-            name = f"{attack} {setting}" if setting else str(attack)
-            yield name if knowledge == "victim" else f"{name} (adaptive)", group
-    if len(clean := rows.where(attacked=0)):
+    for some, tail in ((told, ""), (rows.where(attacked=1, knowledge="defence"), " (adaptive)")):
+        for (attack, setting), group in some.groups("attack", "setting"):
+            yield f"{attack} {setting}".strip() + tail, group
+    for (attack, setting), group in rows.where(attacked=0).groups("attack", "setting"):
+        if attack != "clean":
+            yield f"{attack} {setting}".strip() + " (control)", group
+    if len(clean := rows.clean):
         yield NONE, clean
 
 
@@ -122,7 +128,7 @@ def tables(rows: Samples) -> list[Table]:
 
 
 def _notes(lines: list[str], *more: str) -> tuple[str, ...]:
-    return tuple(([ADAPTIVE] if any(line.endswith("(adaptive)") for line in lines) else []) + list(more))
+    return (*(note for mark, note in NOTES.items() if any(line.endswith(mark) for line in lines)), *more)
 
 
 def _accuracy(rows: Samples) -> Table | None:
@@ -166,7 +172,7 @@ def _by_line(rows: Samples, title: str, cells: Mapping[str, Cell], notes: tuple[
 
 def against_clean(group: Samples, rows: Samples) -> Samples:
     """The attacked rows of a group, and beside them the clean rows of the same victims."""
-    attacked, clean = group.where(attacked=1), rows.where(attacked=0)
+    attacked, clean = group.where(attacked=1), rows.clean
     victims = [victim for victim in attacked.victims if victim in clean.victims]
     return Samples.cat([attacked, clean.where(victim=victims)])
 
@@ -182,11 +188,11 @@ def _detection(rows: Samples) -> Table | None:
         return lambda group: percent(tpr_at_fpr(against_clean(group, rows), score))
 
     cells: dict[str, Cell] = {}
-    for score in scores:
-        tail = "" if len(scores) == 1 else f" {score}"
+    for place, score in enumerate(scores):
+        tail = f" {score}" if place else ""
         cells |= {f"AUROC{tail}": area(score), f"TPR at 1 % FPR{tail}": true_rate(score)}
     cells["alarms"] = lambda group: percent(group.mean("alarm"))
-    return _by_line(rows, "Detection", cells, (f"Alarms at {NONE!r} are false ones.",))
+    return _by_line(rows, "Detection", cells, ("Alarms on images that are not attacked are false ones.",))
 
 
 def _identification(rows: Samples) -> Table | None:

@@ -72,10 +72,10 @@ def run_report(
         The path of ``report.html``.
     """
     figures = _pictures(rows, examples, victims, class_names)
-    clean, attacked = (len(rows.where(attacked=a)) if len(rows) else 0 for a in (0, 1))
-    if attacked and "right" in rows:
+    attacked = bool(len(rows)) and bool((rows["attacked"] > 0).any())
+    if attacked:
         figures["accuracy"] = accuracy_bars(rows)
-    if clean and attacked and score_names(rows):
+    if attacked and len(rows.clean) and score_names(rows):
         figures["roc"] = roc_curves(rows)
     if "said" in rows:
         figures["confusion"] = confusion_map(rows)
@@ -161,9 +161,8 @@ def _captions(rows: Samples, batch: AttackBatch, said: Said, classes: Sequence[s
             name, right = rows.names["said"][int(said["said"][i])], float(said["identified"][i])
             found.append(Caption(NONE if name == "clean" else name, None if right != right else right > 0))
         elif "alarm" in said:
-            alarm, scores = bool(said["alarm"][i] > 0), score_names(rows)
-            score = f", {float(said[f'score_{scores[0]}'][i]):.2f}" if len(scores) == 1 else ""
-            found.append(Caption(("alarm" if alarm else "no alarm") + score, alarm))
+            alarm, score = bool(said["alarm"][i] > 0), float(said[f"score_{score_names(rows)[0]}"][i])
+            found.append(Caption(f"{'alarm' if alarm else 'no alarm'}, {score:.2f}", alarm))
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,18 +18,17 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-import redlab
-from redlab.crafting.mix import AttackMix
+from redlab.crafting import AttackMix
 from redlab.data import AttackDataModule
 from redlab.methods.base import Method
-from redlab.runs.build import build, content
+from redlab.provenance import commit, versions
+from redlab.runs.build import Trained, build, build_helpers, content
 from redlab.runs.check import ConfigError
 from redlab.runs.config import as_plain, finalise, leaves
 from redlab.runs.console import console
-from redlab.runs.identity import victim_identity
+from redlab.runs.identity import LENGTH, difference, digest, victim_identity, victim_settings
 from redlab.runs.trust import stored_config
 from redlab.victims import Victim, state_hash
-from redlab.victims.classifier import Classifier
 
 
 class RunCheckpoint(ModelCheckpoint):
@@ -49,27 +49,52 @@ class RunCheckpoint(ModelCheckpoint):
 
 
 class RunRecord(Callback):
-    """Puts into every checkpoint what is needed to evaluate it anywhere: config, names of the attacks, victims."""
+    """Puts into every checkpoint what is needed to evaluate it anywhere, and what it is.
 
-    def __init__(self, cfg: DictConfig) -> None:
-        self.config = as_plain(cfg)
+    That is, under ``redlab``: config, names of the attacks, victims, helpers; ``identity`` and what it counts
+    (``counted``); and ``trained_with``, commit and versions of each session that trained it, if they were others than
+    before.
+
+    Args:
+        cfg: the finalised config.
+        helpers: of the method, by name.
+        counted: what the identity of the run is a hash of, see ``run_facts``.
+        trained_with: what the checkpoint says that this session goes on from.
+    """
+
+    def __init__(
+        self,
+        cfg: DictConfig,
+        helpers: Mapping[str, Victim],
+        counted: Mapping[str, Any],
+        trained_with: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
+        self.config, self.helpers, self.counted = as_plain(cfg), helpers, dict(counted)
+        this = {"commit": commit(), "versions": versions()}
+        self.trained_with = [*trained_with, *([] if [this] == list(trained_with[-1:]) else [this])]
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Adds the record."""
         data: AttackDataModule = trainer.datamodule  # type: ignore[attr-defined]
-        record: dict[str, Any] = {
+        victims = {name: victim for name, victim in data.victims.items() if isinstance(victim, Victim)}
+        checkpoint["redlab"] = {
             "config": self.config,
-            "version": redlab.__version__,
+            "identity": digest(self.counted),
+            "counted": self.counted,
+            "trained_with": self.trained_with,
             "attacks": list(data.mix.names),
-            "victims": {},
+            "victims": self._networks(victims, self.config["victims"]),
+            "helpers": self._networks(self.helpers, self.config["method"].get("helpers") or {}),
         }
-        for name, victim in data.victims.items():
-            if isinstance(victim, Victim):
-                facts = {"sha256": state_hash(victim), "clean_accuracy": victim.clean_accuracy}
-                record["victims"][name] = facts | {"identity": victim.identity}
-                if self.config["save_victims"] and self.config["victims"][name].get("weights") != "builtin":
-                    record["victims"][name]["state_dict"] = victim.state_dict()
-        checkpoint["redlab"] = record
+
+    def _networks(self, networks: Mapping[str, Victim], specs: Mapping[str, Any]) -> dict[str, Any]:
+        record: dict[str, Any] = {}
+        for name, network in networks.items():
+            facts = {"sha256": state_hash(network), "clean_accuracy": network.clean_accuracy}
+            record[name] = facts | {"identity": network.identity}
+            if self.config["save_victims"] and specs[name].get("weights") != "builtin":
+                record[name]["state_dict"] = network.state_dict()
+        return record
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Corrects paths: in a folder that has moved, ModelCheckpoint would forget which checkpoint is the best."""
@@ -126,6 +151,47 @@ def same_method(path: Path, checkpoint: Mapping[str, Any], cfg: DictConfig) -> N
             )
 
 
+def same_run(path: Path, checkpoint: Mapping[str, Any], cfg: DictConfig, counted: Mapping[str, Any]) -> None:
+    """Refuses to go on with a checkpoint of another run; the same run may be longer than it was first asked to be.
+
+    Args:
+        path: of the checkpoint, for messages.
+        checkpoint: what is in it.
+        cfg: a finalised config.
+        counted: what the identity of the run that it asks for is a hash of.
+
+    Raises:
+        ConfigError: it is another run, by the first key that differs; or is trained for longer than is asked.
+    """
+    record, elsewhere = checkpoint["redlab"], "train that in another folder."
+    before = record.get("counted")
+    if not isinstance(before, dict):
+        raise ConfigError(f"{path} does not say what run it is of; {elsewhere}")
+    key = difference(before, counted, but=LENGTH)
+    if key is not None:
+        was, wanted = before.get(key), counted.get(key)
+        name = key.removeprefix("victims.")
+        if name in cfg.victims and name in record["config"]["victims"]:  # a hash, of which one wants to know what
+            both = OmegaConf.create(record["config"]), cfg
+            old, new = (
+                {f"{key}.weights": c.victims[name].get("weights")} | dict(leaves(victim_settings(c, name), key))
+                for c in both
+            )
+            if (inner := difference(old, new)) is not None:
+                key, was, wanted = inner, old.get(inner), new.get(inner)
+        if all(isinstance(value, str) and _HASH.fullmatch(value) for value in (was, wanted)):
+            was, wanted = f"{was}"[:10], f"{wanted}"[:10]
+            raise ConfigError(f"{path} was trained with other content of {key} ({was}, not {wanted}); {elsewhere}")
+        raise ConfigError(f"{path} was trained with {key}={was}, not {wanted}; {elsewhere}")
+    for unit, done in (("epochs", checkpoint["epoch"] + 1), ("steps", checkpoint["global_step"])):
+        limit = cfg.trainer.get(f"max_{unit}")
+        if limit is not None and 0 <= limit < done:
+            raise ConfigError(f"{path} has begun {done} {unit}, trainer.max_{unit}={limit} asks for fewer; {elsewhere}")
+
+
+_HASH = re.compile(r"[0-9a-f]{64}")
+
+
 def resume_from(out: Path, cfg: DictConfig) -> Path | None:
     """The newest readable checkpoint of a folder: ``last``, or ``best`` where ``last`` is damaged."""
     damaged = None
@@ -139,6 +205,9 @@ def resume_from(out: Path, cfg: DictConfig) -> Path | None:
             console.print(f"[yellow]{error}[/]")
             continue
         same_method(path, checkpoint, cfg)
+        before = checkpoint["redlab"]["config"].get("init")
+        if before != cfg.get("init"):
+            raise ConfigError(f"{path} was started with init={before}, not {cfg.get('init')}; use another folder.")
         return path
     if damaged is not None:
         raise ConfigError(f"{damaged} Nothing in {out}/checkpoints can be resumed; remove it or use another folder.")
@@ -162,11 +231,11 @@ def own_victims(cfg: DictConfig, record: Mapping[str, Any], data: AttackDataModu
         weights = cfg.victims[name].get("weights")
         if before.victims[name].get("weights") != weights:
             continue
-        if victim_identity(before, name, "") != victim_identity(cfg, name, ""):
+        if victim_settings(before, name) != victim_settings(cfg, name):
             continue
         same_images = weights is not None or _source(before) == _source(cfg)
         if same_images or (
-            data is not None and entry.get("identity") == victim_identity(cfg, name, content(cfg, data))
+            data is not None and entry.get("identity") == victim_identity(cfg, name, content(cfg, data).train)
         ):
             own[name] = entry
     return own
@@ -177,9 +246,9 @@ def _source(cfg: DictConfig) -> dict[str, Any]:
     return {key: value for key, value in as_plain(cfg.data.source).items() if key != "download"}
 
 
-def finished(cfg: DictConfig, out: Path, resume: Path) -> dict[str, float] | None:
-    """The numbers of a run that has nothing left to do."""
-    done: int = read_checkpoint(resume)["epoch"] + 1
+def finished(cfg: DictConfig, out: Path, checkpoint: Mapping[str, Any]) -> dict[str, float] | None:
+    """The numbers of a run that has nothing left to do, where ``checkpoint`` is the newest of the same run."""
+    done: int = checkpoint["epoch"] + 1
     if cfg.trainer.max_epochs is None or done < cfg.trainer.max_epochs or not (out / "metrics.json").is_file():
         return None
     numbers: dict[str, float] = json.loads((out / "metrics.json").read_text())
@@ -210,6 +279,23 @@ def find_checkpoint(run: Path) -> Path:
     return run
 
 
+def run_record(run: Path) -> dict[str, Any]:
+    """What a run folder or a checkpoint says of itself, as plain values that JSON can hold.
+
+    Returns:
+        ``identity`` and what it ``counted``; ``trained_with``, a list of ``commit`` and ``versions``, of which there
+        are several if the run was resumed with others; ``config``, ``attacks``, and of each of the ``victims`` its
+        ``identity``, ``sha256`` of the weights and ``clean_accuracy``.
+
+    Raises:
+        ConfigError: there is no checkpoint, or it cannot be read.
+    """
+    record: dict[str, Any] = dict(read_checkpoint(find_checkpoint(run))["redlab"])
+    victims = record["victims"].items()
+    record["victims"] = {name: {k: v for k, v in entry.items() if k != "state_dict"} for name, entry in victims}
+    return record
+
+
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """What a loaded method was made with, as its attribute ``run``.
@@ -230,7 +316,7 @@ class Run:
     data: AttackDataModule
 
 
-def load(run: str | Path, *, allow: Sequence[str] = ()) -> Method | Classifier:
+def load(run: str | Path, *, allow: Sequence[str] = ()) -> Method:
     """A trained method, in eval mode, from a run folder or a checkpoint; for notebooks.
 
     Example: ``x_hat = redlab.load("outputs/...").restore(x_adv)``. What it was made with is its ``run``, see `Run`.
@@ -247,13 +333,64 @@ def load(run: str | Path, *, allow: Sequence[str] = ()) -> Method | Classifier:
     checkpoint = read_checkpoint(path)
     config = stored_config(path, checkpoint["redlab"]["config"], allow)
     cfg = finalise(OmegaConf.create(config))
-    method, data = build(cfg, checkpoint["redlab"]["victims"])
+    method, data = build(cfg, checkpoint["redlab"]["victims"], trained=trained_with(cfg, checkpoint["redlab"]))
     load_weights(method, path, checkpoint)
     method.run = Run(config=as_plain(cfg), victims=data.victims, mix=data.mix, data=data)
     return method.eval()
 
 
-def load_weights(method: Method | Classifier, path: Path, checkpoint: dict[str, Any]) -> None:
+def trained_with(cfg: DictConfig, record: Mapping[str, Any], victims: Mapping[str, nn.Module] | None = None) -> Trained:
+    """What the method of a checkpoint was trained with, with the helpers in it.
+
+    Args:
+        cfg: its config.
+        record: what `RunRecord` wrote.
+        victims: its victims, where they are others than those of the run that it is for.
+    """
+    helpers = build_helpers(cfg, record.get("helpers"))
+    return Trained(cfg=cfg, attack_names=record["attacks"], victims=victims, helpers=helpers)
+
+
+def start_from(method: Method, run: Path) -> str:
+    """Starts a method from the weights of another run, and says what it took over.
+
+    Of a run of the same class all weights must fit. Of another class those parts are taken, networks that are
+    attributes of the method, of which all names and shapes fit. Frozen networks stay the method's own.
+
+    Args:
+        method: untrained.
+        run: folder or checkpoint.
+
+    Raises:
+        ConfigError: the checkpoint cannot be read, or does not fit.
+    """
+    path = find_checkpoint(run)
+    if not path.is_file():
+        raise ConfigError(f"init={run}: there is no such checkpoint or folder of a run.")
+    checkpoint = read_checkpoint(path)
+    kind = str(checkpoint["redlab"]["config"]["method"]["_target_"]).rsplit(".", 1)[-1]
+    theirs = checkpoint["state_dict"]
+    own = {key: value for key, value in method.state_dict().items() if key.split(".", 1)[0] not in method.frozen}
+    fits = {key: key in theirs and theirs[key].shape == value.shape for key, value in own.items()}
+    if kind == type(method).__name__:
+        if wrong := [key for key in {**own, **theirs} if not fits.get(key)]:
+            shapes = [f"{tuple(state[wrong[0]].shape)}" if wrong[0] in state else "absent" for state in (theirs, own)]
+            raise ConfigError(
+                f"init={run} does not fit this {kind}: {wrong[0]} is {shapes[0]} there and {shapes[1]} here "
+                f"({len(wrong)} such in all); give both the same sizes under method."
+            )
+        parts = {key.split(".", 1)[0] for key in own}
+    else:
+        parts = {key.split(".", 1)[0] for key in own}
+        parts -= {key.split(".", 1)[0] for key, fit in fits.items() if not fit}
+        if not parts:
+            raise ConfigError(f"init={run} holds a {kind}, no part of which fits this {type(method).__name__}.")
+    taken = {key: theirs[key] for key in own if key.split(".", 1)[0] in parts}
+    method.load_state_dict(taken, strict=False)
+    return f"{', '.join(sorted(parts))} of the {kind} in {path}"
+
+
+def load_weights(method: Method, path: Path, checkpoint: dict[str, Any]) -> None:
     """Fills a method with the weights of a checkpoint.
 
     Raises:

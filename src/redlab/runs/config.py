@@ -36,8 +36,6 @@ from redlab.runs.folders import fresh
 
 # `${fresh:name}` in conf/train.yaml: a folder that no other job has, the same one wherever a config is asked again
 OmegaConf.register_new_resolver("fresh", fresh, use_cache=True, replace=True)
-# `${max:32,${data.image_size}}` in conf/victim: the largest number; what is none is refused where it stands
-OmegaConf.register_new_resolver("max", lambda *of: max(n for n in of if isinstance(n, (int, float))), replace=True)
 
 _LISTS = {"victim": "victims", "logger": "logger"}  # groups that take several options, and where these stand
 
@@ -163,9 +161,9 @@ def defaults(cfg: DictConfig) -> DictConfig:
 def _absolute(plain: dict[str, Any]) -> None:
     """Makes paths absolute, with ``~`` as the home folder: what is stored must mean the same from any other folder."""
     data = plain.get("data") or {}
-    victims = plain.get("victims") or {}
-    places = [(plain, "victim_root"), (data, "root"), (data.get("source"), "root")]
-    for node, key in [*places, *((victim, "weights") for victim in victims.values())]:
+    networks = [*(plain.get("victims") or {}).values(), *((plain.get("method") or {}).get("helpers") or {}).values()]
+    places = [(plain, "victim_root"), (plain, "init"), (data, "root"), (data.get("source"), "root")]
+    for node, key in [*places, *((network, "weights") for network in networks)]:
         if isinstance(node, dict) and isinstance(node.get(key), str) and node[key] != "builtin":
             node[key] = os.path.abspath(os.path.expanduser(node[key]))
 
@@ -188,6 +186,8 @@ def override_stored(stored: dict[str, Any], overrides: Sequence[str]) -> DictCon
     choices = dict(stored.get("choices", {}))
     fixed = {"method", "experiment", "victim_training"}
     for override in parsed:
+        if override.key_or_group == "init":
+            raise ConfigError(f"{override.input_line}: a checkpoint has its own weights; train a new one from there.")
         if override.is_delete():
             raise ConfigError(f"{override.input_line}: nothing can be taken out of what a checkpoint holds; set it.")
     chosen = {o.key_or_group: o for o in parsed if o.key_or_group in _groups()}
@@ -326,10 +326,15 @@ def _unknown(key: str, cfg: DictConfig, overrides: Sequence[str]) -> str:
     parent, _, leaf = key.rpartition(".")
     target = OmegaConf.select(cfg, f"{parent}._target_") if parent else None
     misspelt = difflib.get_close_matches(key, known, n=1, cutoff=0.95)  # then nothing slow need be imported
+    takes = None
     if target and not misspelt and may_be_added(key) and leaf in (parameters_of(target) or ()):
+        takes = f"{target} takes it"
+    of_recipe = re.sub(r"^victims\.[^.]+\.training\.", "victim_training.", key)
+    if of_recipe != key and of_recipe in known:
+        takes = f"a victim may differ in it from {of_recipe}"
+    if takes:
         typed = [w.split("=", 1)[1] for w in overrides if w.lstrip("+").startswith(f"{key}=")]
-        value = typed[-1] if typed else "..."
-        return f"Unknown key {key!r} in the config, but {target} takes it: add it with +{key}={value}."
+        return f"Unknown key {key!r} in the config, but {takes}: add it with +{key}={typed[-1] if typed else '...'}."
     return unknown_key(key, known)
 
 

@@ -17,8 +17,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from redlab.batch import CLEAN, AttackBatch
-from redlab.victims import Victim, architectures, load
-from redlab.victims.classifier import Classifier, NotFiniteError
+from redlab.evaluation import Evaluator
+from redlab.methods import Classifier, NotFiniteError
+from redlab.victims import ImageClassifier, Victim, architectures, load
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The .*dataloader.* does not have many workers"),
@@ -45,6 +46,10 @@ class Digits(L.LightningDataModule):
 
     train_dataloader = val_dataloader = test_dataloader = loader
 
+    def setup(self, stage):
+        model = self.trainer.lightning_module
+        model.evaluator = Evaluator(victims={"self": model}, attack_names=("clean", "inverted"))
+
     def on_after_batch_transfer(self, batch, dataloader_idx):
         x, y = batch
         n = len(y)
@@ -52,16 +57,17 @@ class Digits(L.LightningDataModule):
         adv = torch.where(attack.view(-1, 1, 1, 1) == CLEAN, x, 1 - x)
         valid = torch.arange(n) < n - self.invalid
         zero = torch.zeros_like(y)
-        return AttackBatch(x, adv, y, attack, zero, zero, zero, zero - 1, torch.arange(n), valid)
+        return AttackBatch(x, adv, y, attack, zero, zero, zero, zero - 1, torch.arange(n), valid, attack > 0)
 
 
 def small():
     return architectures.small_cnn(10, 1, 12, widths=(16, 32))
 
 
-def classifier(backbone=None, **settings):
-    settings = {"num_classes": 10, "optimizer": ADAM, "mean": [0.3], "std": [0.4], "input_size": 12} | settings
-    return Classifier(backbone or small(), name="tiny", feature_layer="features.4", data_name="digits", **settings)
+def classifier(**settings):
+    around = {"num_classes": 10, "mean": [0.3], "std": [0.4], "input_size": 12, "feature_layer": "features.4"}
+    network = ImageClassifier(small(), name="tiny", **around)
+    return Classifier(network=network, data_name="digits", **{"optimizer": ADAM, **settings})
 
 
 def trainer(epochs=1):
@@ -101,10 +107,9 @@ def saved(trained, tmp_path):
 def test_overfits_32_digits(trained):
     model, run, _ = trained
     assert model.clean_accuracy == run.callback_metrics["val/clean_accuracy"] == 1.0
-    assert "val/attacked_accuracy" not in run.callback_metrics
 
 
-def test_accuracies_count_valid_rows_clean_and_attacked_apart(trained):
+def test_accuracies_are_of_valid_rows_and_of_the_defended_answer(trained):
     model, data = trained[0], Digits(attacked=5, invalid=2)
     run = trainer()
     run.test(model, datamodule=data, verbose=False)
@@ -112,8 +117,14 @@ def test_accuracies_count_valid_rows_clean_and_attacked_apart(trained):
         right = model.eval()(1 - data.images).argmax(1) == data.labels
     expected = torch.cat([right[:5], right[16:21]]).float().mean().item()
     assert model.results["test/attacked_accuracy"] == pytest.approx(expected)
+    assert model.results["test/defended_accuracy"] == pytest.approx(expected)
     assert model.results["test/clean_accuracy"] == 1.0
     assert run.callback_metrics["test/attacked_accuracy"] == pytest.approx(expected)
+
+
+def test_what_it_can_and_by_what_it_is_chosen():
+    assert classifier().capabilities == {"labeler"}
+    assert classifier().monitor == "val/clean_accuracy"
 
 
 def test_the_loss_is_on_the_attacked_images_of_valid_rows():
@@ -183,7 +194,7 @@ def test_asked_values_take_the_place_of_the_files(trained):
 
 def test_a_module_of_the_user(tmp_path):
     backbone = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-    model = Classifier(backbone, num_classes=10, optimizer=ADAM)
+    model = Classifier(network=ImageClassifier(backbone, num_classes=10), optimizer=ADAM)
     run = trainer()
     run.fit(model, datamodule=Digits())
     run.save_checkpoint(tmp_path / "own.ckpt")
@@ -217,6 +228,56 @@ def test_safetensors(tmp_path):
     (tmp_path / "cut.safetensors").write_bytes((tmp_path / "net.safetensors").read_bytes()[:500])
     with pytest.raises(ValueError, match=r"cut.safetensors is truncated"):
         load(tmp_path / "cut.safetensors", small(), num_classes=10)
+
+
+@pytest.mark.parametrize("shortcut", ["A", "B"])
+def test_weights_without_counts_of_batches(tmp_path, shortcut):
+    """As the public weights of the residual networks for CIFAR-10 are: a frozen network does not ask for them."""
+    net = architectures.cifar_resnet(10, 3, 8, depth=8, shortcut=shortcut)
+    state = {k: v for k, v in net.state_dict().items() if not k.endswith("num_batches_tracked")}
+    save_file(state, tmp_path / "net.safetensors")
+    fresh = architectures.cifar_resnet(10, 3, 8, depth=8, shortcut=shortcut)
+    victim = load(tmp_path / "net.safetensors", fresh, num_classes=10)
+    x = torch.rand(3, 3, 8, 8)
+    torch.testing.assert_close(victim(x), net.eval()((x - victim.mean) / victim.std))
+    assert victim.mean.flatten().tolist() == pytest.approx([0.485, 0.456, 0.406])
+    save_file({k: v for k, v in state.items() if k != "layer1.0.bn1.running_mean"}, tmp_path / "net.safetensors")
+    with pytest.raises(ValueError, match=r"it lacks layer1.0.bn1.running_mean \(1 in all\)"):
+        load(tmp_path / "net.safetensors", fresh, num_classes=10)
+
+
+def test_weights_of_the_other_shortcut_do_not_fit(tmp_path):
+    projected, plain = (architectures.cifar_resnet(10, 3, 8, depth=8, shortcut=kind) for kind in "BA")
+    for net, other, said in ((projected, plain, "has the unknown"), (plain, projected, "lacks")):
+        save_file(net.state_dict(), tmp_path / "net.safetensors")
+        with pytest.raises(ValueError, match=rf"{said} layer2.0.shortcut"):
+            load(tmp_path / "net.safetensors", other, num_classes=10)
+
+
+def test_a_checkpoint_rebuilds_a_residual_network_and_names_no_other_kind(tmp_path):
+    net = architectures.cifar_resnet(10, 1, 8, depth=8, shortcut="B")
+    model, run = Classifier(net, num_classes=10, optimizer=ADAM), trainer()
+    run.fit(model, datamodule=Digits())
+    run.save_checkpoint(tmp_path / "best.ckpt")
+    victim = load(tmp_path / "best.ckpt")
+    assert victim.backbone.redlab_arch["kwargs"]["shortcut"] == "B"
+    assert victim.feature_layer == "layer3"
+    x = torch.rand(3, 1, 8, 8)
+    torch.testing.assert_close(victim(x), model.eval()(x), rtol=1e-4, atol=1e-5)
+    content = torch.load(tmp_path / "best.ckpt", weights_only=True)
+    for change, said in (({"shortcut": "C"}, "shortcut='C'"), ({"depth": 6 * 10**9 + 2}, "6000000002")):
+        said_of_it = net.redlab_arch | {"kwargs": net.redlab_arch["kwargs"] | change}
+        content["redlab_victim"]["architecture"] = said_of_it
+        torch.save(content, tmp_path / "changed.ckpt")
+        with pytest.raises(ValueError, match=said):
+            load(tmp_path / "changed.ckpt")
+
+
+def test_a_checkpoint_of_an_architecture_that_there_is_no_more(saved):
+    """``resnet110`` had projections as shortcuts; the networks of this name have none."""
+    kwargs = {"num_classes": 10, "channels": 1, "image_size": 12}
+    with pytest.raises(ValueError, match=r"'resnet110', which .* does not have: it must be one of .*cifar_resnet"):
+        load(saved(architecture={"name": "resnet110", "kwargs": kwargs}))
 
 
 def test_files_that_are_no_weights(trained, tmp_path):
@@ -339,9 +400,9 @@ def test_the_yaml_makes_a_classifier_and_repeats_the_defaults(optimizer):
     assert set(cfg) == {"_target_", "optimizer", "scheduler", "label_smoothing", "data_name"}
     assert cfg.label_smoothing == defaults["label_smoothing"]
     assert cfg.scheduler is defaults["scheduler"] is None
-    model = instantiate(cfg, backbone=small(), num_classes=10, _convert_="all")
+    model = instantiate(cfg, network=ImageClassifier(small(), num_classes=10), _convert_="all")
     assert model.data_name == "toy"
-    assert type(model.configure_optimizers()).__name__.lower() == optimizer
+    assert type(model.configure_optimizers()["optimizer"]).__name__.lower() == optimizer
 
 
 def test_a_loss_that_is_not_finite_stops_the_training():
