@@ -52,7 +52,7 @@ def answers(defence: Any, x: Tensor) -> Answers:
         x: (B, C, H, W) in [0, 1].
 
     Raises:
-        ValueError: it has no capability, its verdict is none of its scores, or an answer is NaN.
+        ValueError: it has no capability, or its verdict is none of its scores.
     """
     can = capabilities(defence)
     if not can:
@@ -68,11 +68,15 @@ def answers(defence: Any, x: Tensor) -> Answers:
         scores = {name: found[name].float() for name in (verdict, *(name for name in found if name != verdict))}
     restored = estimate(defence, x).float() if "restorer" in can else None
     labels = defence.class_logits(x).float() if "labeler" in can else None
-    named = {"restored image": restored, "attack logits": logits, "class logits": labels}
-    for name, values in {**named, **{f"score {name}": score for name, score in (scores or {}).items()}}.items():
-        if values is not None and bool(values.isnan().any()):  # a mean would leave it out, as if it were not asked
-            raise ValueError(f"{type(defence).__name__} answers with NaN ({name}): it cannot be evaluated")
     return Answers(restored=restored, scores=scores, verdict=verdict, attack_logits=logits, class_logits=labels)
+
+
+def _check_numbers(defence: Any, said: Answers) -> None:
+    """Refuses NaN, which a mean would leave out as if nobody had asked."""
+    named = {"restored image": said.restored, "attack logits": said.attack_logits, "class logits": said.class_logits}
+    for name, values in {**named, **{f"score {name}": score for name, score in (said.scores or {}).items()}}.items():
+        if values is not None and bool(values.isnan().any()):
+            raise ValueError(f"{type(defence).__name__} answers with NaN ({name}): it cannot be evaluated")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -105,10 +109,11 @@ class Evaluator:
         there are neither rows nor columns.
 
         Raises:
-            ValueError: see ``answers``.
+            ValueError: see ``answers``; or one of them is NaN.
         """
         with torch.no_grad():
             said = answers(defence, batch.adv)
+            _check_numbers(defence, said)
             shared, parts, places = self._shared(defence, batch, said), [], []
             with torch.autocast(batch.adv.device.type, enabled=False):  # full precision, whatever the training
                 for number, (name, judge) in enumerate(self.victims.items()):
