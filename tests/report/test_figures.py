@@ -6,6 +6,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
+from report_rows import made_up
 
 from redlab.metrics import Samples, auroc, confusion, roc, worst
 from redlab.report.canvas import figure_pixels, log_figure, save_figure, to_uint8
@@ -148,7 +149,7 @@ def heights(figure: Figure, panel: int = 0) -> dict[str, list[float]]:
     }
 
 
-def test_bars_are_as_high_as_the_accuracies(made_up) -> None:
+def test_bars_are_as_high_as_the_accuracies() -> None:
     rows = made_up("restorer", attacks=("pgd",))
     figure = accuracy_bars(rows)
     clean, pgd, knows = (
@@ -166,7 +167,7 @@ def test_bars_are_as_high_as_the_accuracies(made_up) -> None:
     assert figure_pixels(figure).std() > 10
 
 
-def test_a_bar_stands_above_the_name_of_its_attacker(made_up) -> None:
+def test_a_bar_stands_above_the_name_of_its_attacker() -> None:
     figure = accuracy_bars(made_up("detector"))
     (bars,) = (b for b in figure.axes[0].containers if getattr(b, "get_label", str)() == "attacked")
     centres = [patch.get_x() + patch.get_width() / 2 for patch in bars]
@@ -174,12 +175,12 @@ def test_a_bar_stands_above_the_name_of_its_attacker(made_up) -> None:
     assert all(abs(x - round(x)) < 0.01 for x in centres)  # the middle one of three
 
 
-def test_bars_without_right_answers_are_refused(made_up) -> None:
+def test_bars_without_right_answers_are_refused() -> None:
     with pytest.raises(ValueError, match="no right answers"):
         accuracy_bars(Samples({}))
 
 
-def test_roc_curves_are_those_of_each_attacker_against_the_clean_rows(made_up) -> None:
+def test_roc_curves_are_those_of_each_attacker_against_the_clean_rows() -> None:
     rows = made_up("detector", n=30, scores=("odds", "size"))
     figure = roc_curves(rows)
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["score odds", "score size"]
@@ -201,7 +202,7 @@ def test_roc_curves_are_those_of_each_attacker_against_the_clean_rows(made_up) -
             roc_curves(lacking)
 
 
-def test_the_confusion_map_says_shares_of_each_attack(made_up) -> None:
+def test_the_confusion_map_says_shares_of_each_attack() -> None:
     rows = made_up("identifier", adaptive=(), known=("pgd", "c$w"))
     figure = confusion_map(rows)
     (axes,) = figure.axes

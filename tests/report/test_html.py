@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from report_rows import made_up
 
 from redlab.report import Table, Tile, write_report
 from redlab.report.measures import tables
@@ -87,7 +88,7 @@ def test_no_headline_without_tiles(tmp_path: Path) -> None:
     assert "tile'" not in path.read_text(encoding="utf-8")
 
 
-def test_on_a_phone_the_last_column_is_in_sight(made_up, tmp_path: Path) -> None:
+def test_on_a_phone_the_last_column_is_in_sight(tmp_path: Path) -> None:
     """Estimated as a browser lays it out that gives every column its longest word, at 0.62 em a character."""
     rows = made_up("restorer", "detector", attacks=("pgd", "local_search", "wasserstein_frank_wolfe"), n=97)
     path = write_report(tmp_path / "r.html", title="t", summary="", figures={}, config="", tables=tables(rows))

@@ -1,6 +1,7 @@
 """What is told of rows: the right numbers in the right cells, and nothing of what a defence cannot do."""
 
 import pytest
+from report_rows import made_up
 
 from redlab.metrics import Samples, auroc, cell_mean, numbers, tpr_at_fpr, worst
 from redlab.report.measures import accuracies, headline, tables
@@ -16,7 +17,7 @@ def cells(table):
     return {line: dict(zip(table.columns[1:], row, strict=True)) for line, *row in table.rows}
 
 
-def test_a_line_for_each_attacker_the_worst_first(made_up):
+def test_a_line_for_each_attacker_the_worst_first():
     rows = made_up("restorer", settings={"pgd": ("eps 4", "eps 8")})
     table = told(rows)["Accuracy"]
     found = cells(table)
@@ -38,7 +39,7 @@ def test_a_line_for_each_attacker_the_worst_first(made_up):
     assert not [note for note in told(made_up("restorer", adaptive=()))["Accuracy"].notes if "adaptive" in note]
 
 
-def test_the_answer_of_the_whole_defence_has_its_own_column_where_it_is_another(made_up):
+def test_the_answer_of_the_whole_defence_has_its_own_column_where_it_is_another():
     assert list(accuracies(made_up("restorer"))) == ["clean", "attacked", "restored"]
     assert list(accuracies(made_up("labeler"))) == ["clean", "attacked", "defended"]
     both = made_up("restorer", "labeler")
@@ -59,7 +60,7 @@ def test_the_answer_of_the_whole_defence_has_its_own_column_where_it_is_another(
     ],
     ids=lambda value: "+".join(value),
 )
-def test_no_table_of_what_a_defence_cannot_do(made_up, can, titles):
+def test_no_table_of_what_a_defence_cannot_do(can, titles):
     assert [table.title for table in tables(made_up(*can))] == titles
 
 
@@ -67,7 +68,7 @@ def test_nothing_is_told_of_no_rows():
     assert tables(Samples({})) == headline(Samples({})) == []
 
 
-def test_restoration_is_a_mean_over_images_and_alignment_one_over_cells(made_up):
+def test_restoration_is_a_mean_over_images_and_alignment_one_over_cells():
     rows = made_up("restorer", victims=("a", "b"))
     rows = rows.take((rows["victim"] == 0) | (rows["image"] < 3))  # cells of two sizes
     attacked = rows.where(attacked=1, knowledge="victim")
@@ -77,7 +78,7 @@ def test_restoration_is_a_mean_over_images_and_alignment_one_over_cells(made_up)
     assert cells(found["Restoration"])["all attacks"]["d(x, restored)"] == number(attacked.mean("d"))
 
 
-def test_detection_sets_every_attacker_against_the_clean_images(made_up):
+def test_detection_sets_every_attacker_against_the_clean_images():
     rows = made_up("detector", n=60)
     clean, pgd = rows.where(attacked=0), rows.where(attack="pgd")
     found = cells(told(rows)["Detection"])
@@ -94,7 +95,7 @@ def test_detection_sets_every_attacker_against_the_clean_images(made_up):
     assert two.columns[1:] == ("AUROC", "TPR at 1 % FPR", "AUROC size", "TPR at 1 % FPR size", "alarms")
 
 
-def test_a_control_is_no_attack_and_no_clean_image(made_up):
+def test_a_control_is_no_attack_and_no_clean_image():
     rows = made_up("detector", controls=("noise",), n=40)
     noise, clean, pgd = rows.where(attack="noise"), rows.clean, rows.where(attack="pgd", knowledge="victim")
     assert rows.attacks == ("clean", "fgsm", "pgd", "noise")
@@ -113,7 +114,7 @@ def test_a_control_is_no_attack_and_no_clean_image(made_up):
     assert "auroc/noise" not in values
 
 
-def test_identification_says_which_attacks_were_not_trained_on(made_up):
+def test_identification_says_which_attacks_were_not_trained_on():
     rows = made_up("identifier", adaptive=(), known=("pgd", "cw"))
     table = told(rows)["Identification"]
     found = cells(table)
@@ -128,7 +129,7 @@ def test_identification_says_which_attacks_were_not_trained_on(made_up):
     assert not any(note.startswith("unseen: ") for note in everything.notes)
 
 
-def test_each_network_has_a_column_where_there_are_several(made_up):
+def test_each_network_has_a_column_where_there_are_several():
     rows = made_up("restorer", victims=("lenet", "vgg"))
     table = told(rows)["Accuracy per network, restored"]
     assert table.columns == ("attack", "lenet", "vgg")
@@ -137,7 +138,7 @@ def test_each_network_has_a_column_where_there_are_several(made_up):
     )
 
 
-def test_the_headline_is_the_worst_case_with_the_mean_beside_it(made_up):
+def test_the_headline_is_the_worst_case_with_the_mean_beside_it():
     rows = made_up("restorer")
     tiles = {tile.text: tile.value for tile in headline(rows)}
     attacked = rows.where(attacked=1)
@@ -151,7 +152,7 @@ def test_the_headline_is_the_worst_case_with_the_mean_beside_it(made_up):
     ]
 
 
-def test_the_headline_says_what_was_not_measured(made_up):
+def test_the_headline_says_what_was_not_measured():
     first, _, adaptive, *_ = headline(made_up("detector", adaptive=()))
     assert first.text == "defended, under every attacker, none of whom knows the defence"
     assert adaptive == ("defended, attacker knows the defence", None, "defended")

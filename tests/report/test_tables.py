@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from html import escape
 
 import pytest
+from report_rows import made_up
 from rich.console import Console
 
 from redlab.attacks import FGSM
@@ -15,7 +16,7 @@ ODD = ["pgd|20", "<pgd> & co", "[red]pgd[red]", "pgd, 20 steps", '"pgd"', "_pgd"
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_an_odd_name_is_in_every_table(made_up, name: str) -> None:
+def test_an_odd_name_is_in_every_table(name: str) -> None:
     """Of an attack and of a victim, from the rows to the screen."""
     AttackMix({name: Component(attack=FGSM())}).check([name])
     table = tables(made_up("restorer", attacks=(name,), victims=(name,), adaptive=()))[0]
@@ -55,7 +56,7 @@ def test_renderings_keep_special_characters_harmless() -> None:
     assert "[red]v[/red]" in captured.get()
 
 
-def test_markdown_is_a_rectangle(made_up) -> None:
+def test_markdown_is_a_rectangle() -> None:
     table = tables(made_up("restorer"))[0]
     lines = [line for line in markdown(table).splitlines() if line.startswith("|")]
     assert len(lines) == 2 + len(table.rows) == 8
@@ -84,7 +85,7 @@ ATTACKS = (
 
 
 @pytest.mark.parametrize("width", [80, 60, 40])
-def test_a_terminal_shows_every_number_whole(made_up, width: int) -> None:
+def test_a_terminal_shows_every_number_whole(width: int) -> None:
     """Eight attacks on three victims, every measure."""
     victims = ("small_cnn", "lenet", "resnet18")
     found = tables(made_up("restorer", "detector", attacks=ATTACKS, victims=victims, n=97))

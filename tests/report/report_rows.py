@@ -1,12 +1,11 @@
 """Rows that nobody measured."""
 
-import pytest
 import torch
 
 from redlab.metrics import Samples
 
 
-def make_rows(
+def made_up(
     *can,
     attacks=("fgsm", "pgd"),
     settings=None,
@@ -76,8 +75,3 @@ def make_rows(
         columns["identified"] = torch.where(truth < 0, torch.nan, (chances.argmax(1) == truth).double())
         categories["said"] = said
     return Samples(columns, categories)
-
-
-@pytest.fixture
-def made_up():
-    return make_rows
