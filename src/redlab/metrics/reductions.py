@@ -170,8 +170,8 @@ def numbers(rows: Samples) -> dict[str, float]:
     """The flat numbers of an evaluation.
 
     ``<measure>`` is over all attacked rows of attackers who know the victim only, ``<measure>/<attack>`` and
-    ``<measure>/<attack>/<victim>`` over some of them (where nothing was attacked, ``<measure>`` is over all rows);
-    ``clean_accuracy`` is over the rows without an attack where there are any; ``adaptive_<measure>...`` is over those
+    ``<measure>/<attack>/<victim>`` over some of them (``<measure>`` is over the rows that are not attacked where there
+    are no such attackers); ``clean_accuracy`` is over the clean rows where there are any; ``adaptive_<measure>...`` is over those
     of attackers who know the defence; ``count...`` says how many rows; ``worst_accuracy`` is the share of images on
     which the defence is right whatever the attacker does. What no row has is not there.
 
