@@ -93,8 +93,8 @@ def test_numbers(trained):
     stored = json.loads((out / "metrics.json").read_text())
     assert stored == found
     assert all(isinstance(value, float) and math.isfinite(value) for value in stored.values())
-    for name in ("clean_accuracy", "attacked_accuracy", "restored_accuracy", "adaptive_restored_accuracy"):
-        for key in (f"test/{name}", f"test/{name}/fgsm", f"test/{name}/pgd"):
+    for name in ("clean_accuracy", "attacked_accuracy", "restored_accuracy"):
+        for key in (f"test/{name}", f"test/{name}/fgsm", f"test/{name}/pgd", f"test/adaptive_{name}/aware_pgd"):
             assert 0 <= stored[key] <= 1
     assert stored["test/restored_accuracy"] == pytest.approx(
         (stored["test/restored_accuracy/fgsm"] + stored["test/restored_accuracy/pgd"]) / 2
@@ -106,9 +106,8 @@ def test_numbers(trained):
         "count/clean": 16,
         "count/fgsm": 16,
         "count/pgd": 16,
-        "adaptive_count": 32,
-        "adaptive_count/fgsm": 16,
-        "adaptive_count/pgd": 16,
+        "adaptive_count": 16,
+        "adaptive_count/aware_pgd": 16,
     }
 
 

@@ -171,9 +171,9 @@ def numbers(rows: Samples) -> dict[str, float]:
 
     ``<measure>`` is over all attacked rows of attackers who know the victim only, ``<measure>/<attack>`` and
     ``<measure>/<attack>/<victim>`` over some of them (``<measure>`` is over the rows that are not attacked where there
-    are no such attackers); ``clean_accuracy`` is over the clean rows where there are any; ``adaptive_<measure>...`` is over those
-    of attackers who know the defence; ``count...`` says how many rows; ``worst_accuracy`` is the share of images on
-    which the defence is right whatever the attacker does. What no row has is not there.
+    are no such attackers); ``clean_accuracy`` is over the clean rows where there are any; ``adaptive_<measure>...`` is
+    over those of attackers who know the defence; ``count...`` says how many rows; ``worst_accuracy`` is the share of
+    images on which the defence is right whatever the attacker does. What no row has is not there.
 
     >>> names = {"attack": ("clean", "fgsm"), "knowledge": ("victim", "defence"), "victim": ("net",)}
     >>> columns = {"attack": [0, 1, 1], "knowledge": [0, 0, 1], "victim": [0, 0, 0], "attacked": [0, 1, 1]}
