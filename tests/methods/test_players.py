@@ -260,6 +260,13 @@ def test_a_run_of_several_players_is_rehearsed(tiny):
         dry.rehearse(configured(tiny, "+trainer.max_steps=7"))
 
 
+def test_a_detector_needs_clean_images(tiny):
+    cfg = configured(tiny)
+    cfg.method = {"_target_": "standins.Detector", "channels": 1, "optimizer": cfg.method.optimizer.critic}
+    with pytest.raises(check.ConfigError, match=r"none of the 16 validation images clean, against which val/auroc"):
+        dry.rehearse(cfg)
+
+
 def test_several_processes_are_told_of_unused_parameters(tiny, tmp_path):
     ddp = configured(tiny, "trainer=ddp", "trainer.accelerator=cpu")
     assert make_trainer(ddp, tmp_path, [], [], method=adversarial()).strategy._ddp_kwargs == {
