@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from redlab.runs import checkpoints
@@ -19,6 +20,7 @@ pytestmark = [
 
 TRAIN = str(Path(__file__).parents[1] / "train.py")
 DDP = ["trainer=ddp", "trainer.devices=2", "mix=attunet"]
+STANDINS = Path(__file__).parent / "methods"
 STEPS = 64  # of an epoch
 LONG = ["data.limit_train=1024", "trainer.max_epochs=1000", "+logger.csv.flush_logs_every_n_steps=1"]
 
@@ -90,6 +92,24 @@ def test_a_sweep_of_two_processes_each(start, end, tiny, tmp_path):
         numbers = json.loads((out / "metrics.json").read_text())
         assert numbers["test/count/fgsm"] == 16  # every image once
         assert (out / "report.html").is_file()
+
+
+def test_players_in_two_processes_are_those_in_one(start, end, tiny, clean_env, tmp_path):
+    """In a pass of one player the other is without a gradient; the steps are on the mean over both processes."""
+    clean_env["PYTHONPATH"] = os.pathsep.join([clean_env.get("PYTHONPATH", ""), str(STANDINS)])
+    plain = [f"optim@method.optimizer.{player}=sgd" for player in ("generator", "critic")]
+    words = [*(word for word in tiny if not word.startswith("method.")), "mix=attunet", "method=adversarial", *plain]
+    for devices in (1, 2):
+        process = start(
+            TRAIN, f"--config-dir={STANDINS / 'conf'}", *words, f"trainer.devices={devices}", f"hydra.run.dir={devices}"
+        )
+        said = end(process)
+        assert process.returncode == 0, said
+    one, two = (checkpoints.read_checkpoint(tmp_path / name / "checkpoints" / "last.ckpt") for name in ("1", "2"))
+    assert one["global_step"] == two["global_step"] == 8  # four batches of two players
+    for key, value in one["state_dict"].items():
+        # sums in another order; without the exchange of gradients they differ by far more
+        torch.testing.assert_close(two["state_dict"][key], value, rtol=0, atol=5e-5)
 
 
 def test_sigterm_to_one_rank_stops_both(start, end, wait_for_step, tiny, tmp_path):

@@ -402,7 +402,7 @@ def test_the_yaml_makes_a_classifier_and_repeats_the_defaults(optimizer):
     assert cfg.scheduler is defaults["scheduler"] is None
     model = instantiate(cfg, network=ImageClassifier(small(), num_classes=10), _convert_="all")
     assert model.data_name == "toy"
-    assert type(model.configure_optimizers()["optimizer"]).__name__.lower() == optimizer
+    assert type(model.configure_optimizers()).__name__.lower() == optimizer
 
 
 def test_a_loss_that_is_not_finite_stops_the_training():

@@ -129,11 +129,12 @@ class Method(LightningModule):
             ValueError: optimisers and players differ in their names, or a parameter is not of exactly one player.
         """
         if not self.players and self.automatic_optimization:
-            optimizer = cast(OptimizerPartial, self.optimizer_partial)(
-                [p for p in self.parameters() if p.requires_grad]
-            )
-            schedules = self._schedule(cast(SchedulerPartial | None, self.scheduler_partial), optimizer)
-            return ([optimizer], schedules) if schedules else optimizer
+            make, schedule = cast(OptimizerPartial, self.optimizer_partial), self.scheduler_partial
+            optimizer = make([p for p in self.parameters() if p.requires_grad])
+            if schedule is None:
+                return optimizer
+            config: Any = {"scheduler": cast(SchedulerPartial, schedule)(optimizer), "monitor": self.monitor}
+            return [optimizer], [config]
         partials, schedulers = self.optimizer_partial, {} if self.scheduler_partial is None else self.scheduler_partial
         if not isinstance(partials, Mapping) or partials.keys() != self.players.keys():
             given = list(partials) if isinstance(partials, Mapping) else "one for all"
@@ -142,22 +143,18 @@ class Method(LightningModule):
             given = list(schedulers) if isinstance(schedulers, Mapping) else "one for all"
             raise ValueError(f"scheduler must be given by the names of players {list(self.players)}, got {given}")
         owner: dict[int, str] = {}
-        optimizers, configs = [], []
+        optimizers, schedules = [], []
         for player, modules in self.players.items():
             mine = {id(p): p for module in modules for p in module.parameters() if p.requires_grad}
             if shared := [owner[key] for key in mine if key in owner]:
                 raise ValueError(f"the players {shared[0]!r} and {player!r} share parameters")
             owner |= dict.fromkeys(mine, player)
             optimizers.append(partials[player](list(mine.values())))
-            configs += self._schedule(schedulers.get(player), optimizers[-1])
+            if (make_schedule := schedulers.get(player)) is not None:
+                schedules.append(make_schedule(optimizers[-1]))
         if idle := [name for name, p in self.named_parameters() if p.requires_grad and id(p) not in owner]:
             raise ValueError(f"no player trains {idle[0]} ({len(idle)} such in all)")
-        return optimizers, configs
-
-    def _schedule(self, scheduler: SchedulerPartial | None, optimizer: Optimizer) -> list[Any]:
-        if scheduler is None:
-            return []
-        return [{"scheduler": scheduler(optimizer), "interval": "epoch", "monitor": self.monitor}]
+        return optimizers, schedules
 
     def play(self, player: str, loss: Tensor, clip: float | None = None) -> None:
         """One step of a player against a loss; the others gather no gradient from it.

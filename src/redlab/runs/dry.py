@@ -101,7 +101,7 @@ def _rehearse(
     if trained is None:
         method = attempt(cfg, "method", lambda c: _method(c, c, victims, helpers, names))
         attempt(cfg, "trainer", lambda c: make_trainer(c, Path(), [], [], method=method))
-        attempt(cfg, "trainer", lambda c: _limits(c, mix, data))
+        attempt(cfg, "trainer", lambda c: _limits(c, mix, data, method.monitor))
         if cfg.init is not None and not record:
             origins["init"] = start_from(method, Path(cfg.init))
     else:
@@ -157,8 +157,8 @@ def _data(cfg: DictConfig, mix: AttackMix, *, training: bool) -> AttackDataModul
     return data
 
 
-def _limits(cfg: DictConfig, mix: AttackMix, data: AttackDataModule | None) -> int:
-    """Whether shares of the batches leave any, and attacks to validate with; the number of training steps."""
+def _limits(cfg: DictConfig, mix: AttackMix, data: AttackDataModule | None, monitor: str = "") -> int:
+    """Whether shares of the batches leave any, and what to validate with; the number of training steps."""
     steps = 0
     if data is None:
         return steps
@@ -178,6 +178,11 @@ def _limits(cfg: DictConfig, mix: AttackMix, data: AttackDataModule | None) -> i
             rows = data.indices["val"][: batches * data.eval_batch_size]
             names = list(map(str, cfg.victims))
             plan = mix.plan(rows, torch.arange(len(rows)), stage="val", epoch=0, victim_names=names)
+            if "auroc" in monitor and bool((plan.attack != CLEAN).all()):
+                raise ConfigError(
+                    f"mix={cfg.choices.mix} leaves none of the {len(rows)} validation images clean, against which "
+                    f"{monitor} is measured: add clean images by +component@mix.components.clean=base."
+                )
             if not bool((plan.attack != CLEAN).any()):
                 raise ConfigError(
                     f"mix={cfg.choices.mix} attacks none of the {len(rows)} validation images, by which the best "

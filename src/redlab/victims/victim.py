@@ -193,6 +193,14 @@ class Victim(ImageClassifier):
         super().train(False)
         return self
 
+    def __repr__(self) -> str:
+        """What it is in a line, not its tree of modules."""
+        arch = getattr(self.backbone, "redlab_arch", None)
+        kind = arch["name"] if arch else type(self.backbone).__name__
+        count = sum(parameter.numel() for parameter in self.parameters())
+        known = "" if self.clean_accuracy is None else f", {self.clean_accuracy:.1%} right on clean images"
+        return f"Victim({self.name or 'unnamed'}: {kind}, {self.num_classes} classes, {count:,} parameters{known})"
+
     def redlab_unused(self) -> nn.Module | None:
         """The backbone while its twin computes the logits, so that nobody speeds it up for nothing."""
         return None if self._network() is self.backbone else self.backbone
