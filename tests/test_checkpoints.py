@@ -2,16 +2,19 @@
 
 import json
 import shutil
+import sys
 import warnings
 
+import lightning
 import pytest
 import torch
 
 import redlab
-from redlab import victims
+from redlab import provenance, victims
 from redlab.runs import build, check, checkpoints
 from redlab.runs import train as training
 from redlab.runs.config import compose, finalise
+from redlab.runs.identity import digest, run_identity
 from redlab.victims import architectures, state_hash
 
 PAIR = ["victim=[small_cnn,lenet]", "mix=attunet"]
@@ -76,6 +79,41 @@ def test_every_file_loads_safely(trained, lean, victim_root):
     assert {"small_cnn", "lenet"} <= {f.name.split("-")[0] for f in files}
     for file in files:
         assert isinstance(torch.load(file, weights_only=True), dict)
+
+
+def test_a_checkpoint_says_what_it_is_and_what_trained_it(trained, lean, tiny):
+    cfg = finalise(compose([*tiny, *PAIR]))
+    content = build.content(cfg, build.shared_data(cfg))
+    victims = build.victim_identities(cfg, content)
+    record = checkpoints.run_record(trained)
+    assert json.loads(json.dumps(record)) == record  # for a card: no tensors in it
+    assert checkpoints.run_record(trained / "checkpoints" / "last.ckpt") == record
+    assert record["identity"] == run_identity(cfg, content, victims)
+    assert record["identity"] == digest(record["counted"])
+    assert {name: entry["identity"] for name, entry in record["victims"].items()} == victims
+    assert record["attacks"] == ["clean", "fgsm", "rfgsm"]
+    assert record["trained_with"] == [{"commit": provenance.commit(), "versions": provenance.versions()}]
+    # where victims are kept is no other run
+    assert checkpoints.run_record(lean)["identity"] == record["identity"]
+
+
+def test_a_session_of_another_version_is_noted(tiny, monkeypatch):
+    cfg = finalise(compose(tiny))
+    first = checkpoints.RunRecord(cfg, {}).trained_with
+    assert checkpoints.RunRecord(cfg, {}, first).trained_with == first
+    monkeypatch.setattr(checkpoints, "commit", lambda: "another")
+    second = checkpoints.RunRecord(cfg, {}, first).trained_with
+    assert second == [*first, {"commit": "another", "versions": provenance.versions()}]
+    assert checkpoints.RunRecord(cfg, {}, second).trained_with == second
+
+
+def test_versions():
+    """Of all that may make the same code give other numbers."""
+    found = provenance.versions()
+    assert found.keys() == {"python", "redlab", "torch", "lightning", "torchmetrics", "torchvision"}
+    assert found["torch"] == torch.__version__
+    assert found["lightning"] == lightning.__version__
+    assert sys.version.startswith(found["python"])
 
 
 def test_size_without_victims(trained, lean):

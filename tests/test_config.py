@@ -83,8 +83,9 @@ def test_every_option_of_every_group_is_composed(configs):
         for group, choice in cfg.choices.items():
             seen.setdefault(group, set()).update([choice] if isinstance(choice, str) else choice)
     groups = {path.name for path in CONF.iterdir() if path.is_dir() and path.name != "local"}
-    # attacks and components are chosen inside mixes, optimisers inside methods; studies have tests of their own
-    assert groups - {"attack", "component", "optim", "study"} == seen.keys() - {"local"}
+    # attacks and components are chosen inside mixes, optimisers inside methods, and what is common to the options of a
+    # group inside them; studies have tests of their own
+    assert groups - {"attack", "base", "component", "optim", "study"} == seen.keys() - {"local"}
     for group in groups & seen.keys():
         assert seen[group] == options(group), group
 
@@ -249,17 +250,58 @@ def test_a_target_knows_its_arguments(path):
 # ---- the files themselves -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("data", "size"), [("image_folder", 64), ("fashion_mnist", 32)])
-def test_the_least_size_of_a_network_gives_way_to_larger_images(data, size):
-    names = ["vgg11", "vgg13", "vgg16", "vgg19", "svhn_cnn"]
-    victims = compose([f"data={data}", f"victim=[{','.join(names)}]"]).victims
-    assert {name: victims[name].input_size for name in names} == dict.fromkeys(names, size)
-
-
 def test_the_size_of_conf_is_known():
     """It grows on purpose, not by drift."""
-    assert len(FILES) == 85
-    assert sum(len(path.read_text().splitlines()) for path in FILES) <= 1141
+    assert len(FILES) == 92
+    assert sum(len(path.read_text().splitlines()) for path in FILES) <= 916
+
+
+def test_a_victim_and_a_data_set_say_only_what_differs():
+    lines = {
+        path: len(path.read_text().splitlines()) for group in ("victim", "data") for path in (CONF / group).iterdir()
+    }
+    small = [path for path in lines if path.parent.name == "victim" and path.stem in OURS]
+    assert {lines[path] for path in small} == {3}
+    assert max(lines.values()) <= 17
+    for key, value in words_of(CONF / "base" / "data.yaml").items():
+        said = {path.stem: words_of(path)[key] for path in (CONF / "data").iterdir() if key in words_of(path)}
+        if key != "source":
+            assert said == ({"image_folder": 2} if key == "num_workers" else {}), value
+
+
+def test_every_key_of_every_victim_can_be_set():
+    values = {"mean": [0.1], "std": [0.2], "input_size": 99, "feature_layer": "x", "weights": "y.pt"}
+    words = [f"victims.{name}.{key}={value}" for name in VICTIMS for key, value in values.items()]
+    more = [f"+victims.{name}.training.max_epochs=3" for name in VICTIMS]
+    cfg = compose([f"victim=[{','.join(VICTIMS)}]", *words, *more])
+    for name in VICTIMS:
+        spec = OmegaConf.to_container(cfg.victims[name], resolve=True)
+        backbone = spec.pop("backbone")
+        assert spec == values | {"training": {"max_epochs": 3}}
+        assert backbone.keys() >= {"_target_", "num_classes", "channels"}
+        assert ("image_size" in backbone) == (name in OURS)
+    own = {"small_cnn.widths": [8], "svhn_cnn.dropout": 0, "cw_net.width": 3, "cw_net_wide.hidden": 5}
+    own |= {"vgg19.batch_norm": False, "vgg13.width_divisor": 8, "resnet56.depth": 14, "resnet20.shortcut": "B"}
+    own |= {"torchvision_vgg19.name": "vgg11", "torchvision_inception_v3.init_weights": True, "timm_resnet50.name": "a"}
+    words = [f"victims.{key.replace('.', '.backbone.')}={value}" for key, value in own.items()]
+    cfg = compose([f"victim=[{','.join(VICTIMS)}]", *words])
+    for key, value in own.items():
+        assert OmegaConf.select(cfg, f"victims.{key.replace('.', '.backbone.')}") == value
+
+
+@pytest.mark.parametrize("name", sorted(options("data")))
+def test_every_key_of_every_data_set_can_be_set(name):
+    values = {"batch_size": 5, "eval_batch_size": 6, "val_size": 7, "num_workers": 1, "num_classes": 3, "channels": 1}
+    values |= {"limit_train": 8, "limit_val": 9, "limit_test": 10, "image_size": 11, "mean": [0.1], "std": [0.2]}
+    values |= {} if name == "digits" else {"root": "there"}
+    values |= {} if name in ("digits", "image_folder") else {"download": True}
+    data = compose([f"data={name}", *(f"data.{key}={value}" for key, value in values.items())]).data
+    assert {key: data[key] for key in values} == values
+    source = {key: data.source[key] for key in data.source if not key.startswith("_")}
+    follows = {"root", "download", "image_size", "channels"}
+    assert {key: value for key, value in source.items() if key in follows} == {
+        key: values[key] for key in source.keys() & follows
+    }
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(CONF)))
@@ -319,6 +361,7 @@ def test_seed_zero_is_a_seed(changed):
         ("method.widht", 1, "Unknown key 'method.widht' in the config. Did you mean 'width'?"),
         ("mix.components.pgd.attack.step", 1, "Did you mean 'steps'?"),
         ("victims.small_cnn.typo", 1, "Unknown key 'victims.small_cnn.typo'"),
+        ("victims.small_cnn.feature_layr", "x", "Did you mean 'feature_layer'?"),
         ("victim_training.max_epoch", 1, "Did you mean 'max_epochs'?"),
         ("victim_training.max_epochs", 0, "victim_training.max_epochs must be a whole number of at least 1, got 0"),
         ("victim_training.batch_size", 0, "victim_training.batch_size must be a whole number of at least 1, got 0"),
@@ -361,6 +404,11 @@ def test_a_wrong_value(changed, key, value, says):
         (["method.optimizer=sgd"], "method.optimizer must be a group of settings, got 'sgd'"),
         (["lr=1"], "Unknown key 'lr' in the config. Did you mean 'method.optimizer.lr'?"),
         (["data=image_folder", "data.roott=x"], "Did you mean 'data.root'?"),
+        (["data.batch_sise=3"], "Did you mean 'data.batch_size'?"),
+        (["victims.small_cnn.weigths=x"], "Did you mean 'victims.small_cnn.weights'?"),
+        (["victims.small_cnn.training.max_epochs=3"], "add it with +victims.small_cnn.training.max_epochs=3"),
+        (["victim=resnet20", "victims.resnet20.backbone.dept=32"], "Did you mean 'victims.resnet20.backbone.depth'?"),
+        (["victim=resnet20", "victims.resnet20.backbone.shortcut=C"], "shortcut must be 'A' or 'B', got 'C'"),
         (["attack=pgd"], "Unknown key 'attack'"),
         (["+tpyo=1"], "Unknown key 'tpyo'"),
         (["experiment=digit_do"], "experiment=digit_do: no such option. Did you mean 'digits_do'?"),

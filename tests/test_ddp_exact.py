@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from redlab.batch import AttackBatch
+from redlab.metrics import Samples
 from redlab.runs import build, checkpoints
 from redlab.runs.config import compose, finalise
 
@@ -141,7 +142,7 @@ def test_two_processes_are_one_run(whole, words):
         assert torch.equal(getattr(both, name), getattr(alone, name)), name
     torch.testing.assert_close(both.adv, alone.adv, rtol=0, atol=1e-6)
 
-    # and the report shows what it would show of one process
+    # and the rows and the report are those of one process
     best = checkpoint(whole, "best")
     method, data = build.build(finalise(compose([*words, "trainer=default"])), best["redlab"]["victims"])
     checkpoints.load_weights(method, whole, best)
@@ -149,6 +150,11 @@ def test_two_processes_are_one_run(whole, words):
         accelerator="cpu", devices=1, logger=False, enable_progress_bar=False, enable_model_summary=False,
         enable_checkpointing=False,
     ).test(method, data, verbose=False)  # fmt: skip
+    rows, alone = Samples.load(whole / "samples.npz"), method.samples
+    assert rows.names == alone.names
+    assert rows.columns.keys() == alone.columns.keys()
+    for name, values in rows.columns.items():
+        assert torch.equal(values.double().nan_to_num(-1), alone[name].double().nan_to_num(-1)), name
     shown = [pairs.index for pairs, _ in method.examples]
     assert [len(index) for index in shown] == [len(index) for index in tensors(seen / "examples_0.pt")]
     for rank in (0, 1):

@@ -36,6 +36,7 @@ NOT_HERE = {
     "python evaluate.py run=...": "a pattern; README has one that runs",
     "python train.py resume=...": "a pattern; README has one that runs",
     "python evaluate.py study=<paper>/<table>": "a pattern; README has one that runs",
+    "python train.py data=cifar10": "needs CIFAR-10; tests/victims/test_cifar_weights.py loads such files",
     "python train.py data=stripes": "needs the data set of its page, see test_guides.py",
 }
 # what is put behind a printed command so that it takes seconds

@@ -1,9 +1,12 @@
-"""Which victims are the same: a network, a recipe and the content of images, whatever their names and folders."""
+"""What makes a victim, a run and an evaluation the same: what may change a number, whatever names and folders say."""
 
 import copy
+import inspect
 import sys
 import types
+from fnmatch import fnmatchcase
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
@@ -11,24 +14,108 @@ from omegaconf import OmegaConf
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from redlab.runs import build
+from printed import ROOT, imported
+from redlab.data import AttackDataModule
+from redlab.runs import build, identity
 from redlab.runs.check import ConfigError
-from redlab.runs.config import compose, finalise, leaves
-from redlab.runs.identity import victim_identity
+from redlab.runs.config import compose, conf_dir, finalise, leaves
+from redlab.runs.identity import Content, evaluation_identity, file_identity, run_identity, victim_identity
 from redlab.victims import Victim, state_hash
 
-# all that may change a victim's weights, or the accuracy that is kept with them: leaves, and nodes with all below them
-COUNTS = (
-    "victims.small_cnn.backbone",
-    *(f"victims.small_cnn.{key}" for key in ("mean", "std", "input_size")),
-    *(f"victim_training.{key}" for key in ("max_epochs", "seed", "batch_size", "val_size", "limit_train", "limit_val")),
-    *(f"victim_training.classifier.{key}" for key in ("_target_", "label_smoothing", "optimizer", "scheduler")),
+# ---- every leaf -----------------------------------------------------------------------------------------------------
+
+V, R, E = "victim", "run", "evaluation"
+# Which identities each leaf of the config moves. The first pattern that fits counts; a leaf that none fits is refused.
+MOVES = (
+    ("seed", {R, E}),
+    ("init", {R}),
+    (("name", "debug", "victim_root", "save_victims", "choices.*", "logger.*"), {}),
+    # all that a method or a mix says, but no name of a data set, and no path of images
+    ("method.data_name", {}),
+    ("method.*", {R}),
+    ("mix.*.guides.source.*", {}),
+    ("mix.*", {R, E}),
+    # images count by content
+    (("data._target_", "data.source.*", "data.root", "data.download", "data.name", "data.check_images"), {}),
+    # and these are those of the images, or the run stops; where a network or a method takes them, it counts there
+    (("data.num_classes", "data.channels", "data.image_size", "data.mean", "data.std"), {}),
+    (("data.batch_size", "data.val_size", "data.limit_train", "data.limit_val"), {R}),
+    ("data.limit_test", {R, E}),
+    (("data.num_workers", "data.eval_batch_size"), {}),
+    (("data.source", "data.mix", "data.victims", "data.seed"), {}),  # redlab hands these over itself
+    # victims
+    (
+        ("victims.*.backbone.*", "victims.*.mean", "victims.*.std", "victims.*.input_size", "victims.*.weights"),
+        {V, R, E},
+    ),
+    ("victims.*.feature_layer", {R, E}),
+    ("victim_training.classifier.data_name", {}),
+    (("victim_training.classifier.optimizer.*", "victim_training.classifier.scheduler*"), {V, R, E}),
+    (("victim_training.classifier._target_", "victim_training.classifier.label_smoothing"), {V, R, E}),
+    (tuple(f"victim_training.{key}" for key in ("max_epochs", "seed", "batch_size", "val_size")), {V, R, E}),
+    (("victim_training.limit_train", "victim_training.limit_val"), {V, R, E}),
+    # how long, how exactly, and which checkpoint is the best
+    (tuple(f"trainer.{end}_{unit}" for end in ("min", "max") for unit in ("epochs", "steps")), {R}),
+    (("trainer.max_time", "trainer.limit_train_batches", "trainer.limit_val_batches"), {R}),
+    (("trainer.limit_test_batches", "trainer.precision"), {R, E}),
+    (("trainer.accumulate_grad_batches", "trainer.gradient_clip_val", "trainer.gradient_clip_algorithm"), {R}),
+    (("trainer.val_check_interval", "trainer.check_val_every_n_epoch", "trainer.callbacks", "trainer.plugins"), {R}),
+    (("trainer.devices", "trainer.num_nodes", "trainer.sync_batchnorm"), {R}),
+    # where and by which kernels, whose numbers differ by rounding; what is shown
+    (("trainer._target_", "trainer.accelerator", "trainer.strategy", "trainer.benchmark", "trainer.deterministic"), {}),
+    (("trainer.inference_mode", "trainer.num_sanity_val_steps", "trainer.reload_dataloaders_every_n_epochs"), {}),
+    (("trainer.log_every_n_steps", "trainer.enable_progress_bar", "trainer.enable_model_summary"), {}),
+    (("trainer.profiler", "trainer.detect_anomaly", "trainer.enable_autolog_hparams"), {}),
+    # refused by redlab (tests/test_settings.py)
+    (("trainer.logger", "trainer.default_root_dir", "trainer.limit_predict_batches", "trainer.model_registry"), {}),
+    (("trainer.enable_checkpointing", "trainer.barebones", "trainer.use_distributed_sampler"), {}),
+    (("trainer.fast_dev_run", "trainer.overfit_batches"), {}),
 )
 
 
-@pytest.fixture(scope="module")
-def cfg():
-    return finalise(compose())
+def moves(key):
+    for patterns, which in MOVES:
+        if any(fnmatchcase(key, pattern) for pattern in ([patterns] if isinstance(patterns, str) else patterns)):
+            return set(which)
+    pytest.fail(f"say in MOVES what {key} changes, and see to it in redlab/runs/identity.py")
+
+
+FOLDER = ["data=image_folder", "data.root=/pictures", "data.num_classes=3"]
+# a config, and what is otherwise than in MOVES
+CASES = {
+    "the default": ([], {}),
+    "several victims": (["method=do", "data=cifar10", "victim=[resnet18,lenet]", "mix=gred", "trainer=ddp"], {}),
+    "guides": (["data=fashion_mnist", "mix=cdd_red_unseen", "victim=vgg11"], {}),
+    "victims of others": (
+        [*FOLDER, "method=ds", "mix=redrl", "victim=torchvision_resnet18", "trainer=deterministic", "logger=wandb"],
+        {"victim_training.*": set()},
+    ),
+    # which trains the victim itself: by no recipe but that of the method
+    "a classifier": (
+        ["method=classifier", "mix=adversarial_training"],
+        {"victim_training.*": {V}, "victims.*.weights": {V}, "method._target_": {R, E}},
+    ),
+}
+CONTENT = Content("images", "test images")
+
+
+@pytest.fixture
+def same_images(monkeypatch):
+    """Every folder holds the images of the data set."""
+    monkeypatch.setattr(identity, "_training_images", lambda source: CONTENT.train)
+
+
+def identities(cfg, content=CONTENT, run="a run"):
+    victims = build.victim_identities(cfg, content)
+    return {
+        V: [victim_identity(cfg, str(name), content.train) for name in cfg.victims],
+        R: run_identity(cfg, content, victims),
+        E: evaluation_identity(run, cfg, content, victims),
+    }
+
+
+def moved(before, after):
+    return {which for which in before if before[which] != after[which]}
 
 
 def another(value):
@@ -41,19 +128,153 @@ def another(value):
     return f"{value}_"
 
 
-def test_every_leaf_of_the_config(cfg):
-    plain, before = OmegaConf.to_container(cfg), victim_identity(cfg, "small_cnn", "images")
-    known = dict(leaves(plain))
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=() if case == "the default" else pytest.mark.slow) for case in CASES]
+)
+def test_every_leaf_of_the_config(case, same_images, tmp_path):
+    words, otherwise = CASES[case]
+    cfg = finalise(compose(words))
+    for node, taker in (("trainer", L.Trainer), ("data", AttackDataModule)):  # also what no YAML lists
+        for key in inspect.signature(taker).parameters:
+            if key not in cfg[node]:
+                cfg[node][key] = None
+    (tmp_path / "file").write_text("weights, or a checkpoint")
+    OmegaConf.update(cfg, "init", None, force_add=True)
+    known, before = dict(leaves(OmegaConf.to_container(cfg))), identities(cfg)
     assert len(known) > 100
-    moved = set()
+    seen = set()
     for key, value in known.items():
-        changed = OmegaConf.create(copy.deepcopy(plain))
-        OmegaConf.update(changed, key, another(value))
-        if victim_identity(changed, "small_cnn", "images") != before:
-            moved.add(key)
-    assert moved == {key for key in known if any(f"{key}.".startswith(f"{node}.") for node in COUNTS)}
-    assert len(moved) >= 20
-    assert victim_identity(cfg, "small_cnn", "other images") != before
+        own = [which for pattern, which in otherwise.items() if fnmatchcase(key, pattern)]
+        expected = (own[0] if moves(key) else set()) if own else moves(key)
+        is_file = key == "init" or (fnmatchcase(key, "victims.*.weights") and ".backbone." not in key)
+        OmegaConf.update(cfg, key, str(tmp_path / "file") if is_file else another(value))
+        assert moved(before, identities(cfg)) == expected, key
+        OmegaConf.update(cfg, key, value)
+        seen |= {(key, which) for which in expected}
+    assert identities(cfg) == before
+    assert {which for _, which in seen} == {V, R, E}
+    assert len(seen) > 60
+
+
+DATA = sorted(path.stem for path in (conf_dir() / "data").glob("*.yaml"))
+
+
+@pytest.mark.parametrize(
+    "data", [pytest.param(data, marks=() if data == "image_folder" else pytest.mark.slow) for data in DATA]
+)
+def test_every_leaf_of_every_option_is_listed(data):
+    """Of data sets one by one; victims, trainers and loggers are few keys each, so that these come together."""
+    groups = ("victim", "trainer", "logger")
+    others = {group: sorted(path.stem for path in (conf_dir() / group).glob("*.yaml")) for group in groups}
+    place = DATA.index(data)
+    trainer = others["trainer"][place % len(others["trainer"])]
+    loggers = [name for name in others["logger"] if name != "none"]
+    words = [f"data={data}", f"victim=[{','.join(others['victim'])}]", f"trainer={trainer}"]
+    cfg = compose([*words, f"logger=[{','.join(loggers)}]"])
+    for key, _ in leaves(OmegaConf.to_container(cfg, resolve=False)):
+        moves(key)
+
+
+@pytest.mark.slow
+def test_the_example_of_the_documentation():
+    example = imported(ROOT / "docs" / "identity.md")
+    assert example.same is example.another is True
+
+
+# ---- what no single leaf shows --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cfg():
+    return finalise(compose(["victim=[small_cnn,lenet]"]))
+
+
+def test_content_counts_where_it_is_seen(cfg):
+    before = identities(cfg)
+    assert moved(before, identities(cfg, Content("other images", CONTENT.test))) == {V, R, E}  # by its victims
+    assert moved(before, identities(cfg, Content(CONTENT.train, "other images"))) == {R, E}
+    assert moved(before, identities(cfg, run="another run")) == {E}
+    victims = build.victim_identities(cfg, CONTENT)
+    # by a restorer trained on other images, on victims from elsewhere
+    other = Content("other images", CONTENT.test)
+    assert evaluation_identity("a run", cfg, other, victims) == before[E]
+    assert run_identity(cfg, other, victims) != before[R]
+
+
+@pytest.mark.parametrize("node", ["victims", "mix.components"])
+def test_a_place_is_an_id(cfg, node):
+    """The first victim is the guide of CDD-RED, and attacks are dealt in their order."""
+    turned = copy.deepcopy(cfg)
+    OmegaConf.update(turned, node, dict(reversed(OmegaConf.select(cfg, node).items())), merge=False)
+    assert turned == cfg  # for a dictionary, order is nothing
+    before, after = identities(cfg), identities(turned)
+    assert moved(before, after) - {V} == {R, E}
+    assert sorted(before[V]) == sorted(after[V])
+
+
+def test_evaluation_batches_count_where_batches_are_counted(cfg):
+    for key, which in (("limit_val_batches", {R}), ("limit_test_batches", {R, E})):
+        limited = copy.deepcopy(cfg)
+        limited.trainer[key] = 2
+        before = identities(limited)
+        limited.data.eval_batch_size = 4
+        assert moved(before, identities(limited)) == which
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ({"devices": 4}, {"devices": 2, "num_nodes": 2}, True),
+        ({"devices": 2}, {"devices": [0, 3]}, True),
+        ({"devices": 1}, {"devices": "auto", "accelerator": "cpu"}, True),
+        ({"devices": 1}, {"devices": 2}, False),
+        ({"devices": "0,1"}, {"devices": "0,1", "num_nodes": 2}, False),
+    ],
+)
+def test_processes_count_wherever_they_are(cfg, one, other, same):
+    """Each has batch statistics of its own, and its own share of a batch to augment."""
+    found = []
+    for said in (one, other):
+        cfg.trainer.merge_with({"devices": 1, "num_nodes": 1, "accelerator": "auto"} | said)
+        found.append(identities(cfg))
+    assert moved(*found) == (set() if same else {R})
+
+
+@pytest.mark.parametrize("key", ["victims.small_cnn.weights", "init"])
+def test_a_file_is_its_content(cfg, tmp_path, key):
+    def after(text, place):
+        file = tmp_path / place / "checkpoints" / "best.ckpt"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+        found = []
+        for path in (file, tmp_path / place):  # a run folder stands for its best checkpoint
+            OmegaConf.update(cfg, key, str(path), force_add=True)
+            found.append(identities(cfg))
+        assert found[0] == found[1]
+        return found[0]
+
+    first = after("weights", "here")
+    assert after("weights", "there") == first
+    assert moved(first, after("other weights", "here")) == ({R} if key == "init" else {V, R, E})
+    OmegaConf.update(cfg, key, str(tmp_path / "nowhere"))
+    with pytest.raises(ConfigError, match=r"There is no file .*nowhere"):
+        identities(cfg)
+
+
+def test_a_recipe_does_not_count_where_weights_come_from_a_file(cfg, tmp_path):
+    (tmp_path / "file").write_text("weights")
+    for name in cfg.victims:
+        cfg.victims[name].weights = str(tmp_path / "file")
+    before = identities(cfg)
+    cfg.victim_training.max_epochs += 1
+    assert identities(cfg) == before
+    assert identities(cfg, Content("other images", CONTENT.test))[V] == before[V]
+
+
+def test_a_run_folder_without_a_best_checkpoint_is_its_last(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.ckpt").write_text("weights")
+    assert file_identity(tmp_path) == file_identity(tmp_path / "checkpoints" / "last.ckpt")
 
 
 def test_a_recipe_of_a_victims_own_counts_and_another_victims_does_not():
@@ -65,11 +286,36 @@ def test_a_recipe_of_a_victims_own_counts_and_another_victims_does_not():
         assert victim_identity(first, name, "") == victim_identity(same, name, "")
 
 
+@pytest.mark.parametrize(
+    ("name", "written_out", "other"),
+    [
+        ("vgg11", ["input_size=32"], "input_size=48"),
+        ("svhn_cnn", ["input_size=32", "mean=0.5", "std=0.5"], "std=0.4"),
+        ("cw_net", ["mean=0.5"], "mean=0"),
+        ("resnet20", ["mean=[0.485,0.456,0.406]", "std=[0.229,0.224,0.225]"], "mean=0"),
+        ("small_cnn", [], "input_size=48"),
+    ],
+)
+def test_what_stands_with_an_architecture_counts_as_if_it_were_written_out(name, written_out, other):
+    def identity(*words):
+        said = [f"victims.{name}.{word}" for word in words]
+        return victim_identity(finalise(compose(["data=cifar10", f"victim={name}", *said])), name, "images")
+
+    assert identity(*written_out) == identity()
+    assert identity(other) != identity()
+
+
+def test_a_feature_layer_is_not_part_of_what_a_victim_is():
+    words = ["victim=lenet", "victims.lenet.feature_layer=features.0"]
+    one, other = (finalise(compose(w)) for w in (words, words[:1]))
+    assert victim_identity(one, "lenet", "") == victim_identity(other, "lenet", "")
+
+
 # ---- with images ----------------------------------------------------------------------------------------------------
 
 QUICK = [
     *("trainer.accelerator=cpu", "trainer.enable_progress_bar=false", "trainer.max_epochs=1"),
-    *("victims.small_cnn.backbone.widths=[4,8]", "victims.small_cnn.feature_layer=null"),
+    "victims.small_cnn.backbone.widths=[4,8]",
     *("victim_training.max_epochs=1", "victim_training.batch_size=8"),
 ]
 
@@ -86,6 +332,20 @@ def write_folder(root, digits, count=24):
     return root
 
 
+@pytest.mark.slow
+def test_guides_are_their_content(tmp_path):
+    """Images that an attack reads, wherever they lie: those of the data set, or of another."""
+    same = [write_folder(tmp_path / name, (0, 1, 2), 4) for name in ("left", "right")]
+    other = write_folder(tmp_path / "other", (7, 8, 9), 4)
+    found = []
+    for images, guides in ((same[0], same[0]), (same[1], same[0]), (same[0], other)):
+        cfg = finalise(compose(of_folder(images, "mix=cdd_red_unseen", "victim=torchvision_resnet18")))
+        cfg.mix.components.feature.attack.guides.source.root = str(guides)
+        found.append(identities(cfg, build.content(cfg, build.shared_data(cfg))))
+    assert found[0] == found[1]
+    assert moved(found[0], found[2]) == {R, E}
+
+
 def of_folder(root, *words):
     shape = ["data.num_classes=3", "data.channels=1", "data.image_size=8", "data.num_workers=0"]
     return ["data=image_folder", f"data.root={root}", *shape, *words]
@@ -95,6 +355,19 @@ def trained(tmp_path, *words):
     """The victim, and the files of all that were trained so far."""
     victim = build.build_victims(finalise(compose([*QUICK, *words, f"victim_root={tmp_path}/victims"])))["small_cnn"]
     return victim, sorted((tmp_path / "victims").rglob("*.ckpt"))
+
+
+def test_folders_are_their_content(tmp_path):
+    def found(root):
+        cfg = finalise(compose(of_folder(root)))
+        return identities(cfg, build.content(cfg, build.shared_data(cfg)))
+
+    first = found(write_folder(tmp_path / "left", (0, 1, 2), 4))
+    assert found(write_folder(tmp_path / "right", (0, 1, 2), 4)) == first
+    assert moved(first, found(write_folder(tmp_path / "other", (7, 8, 9), 4))) == {V, R, E}
+    picture = tmp_path / "right" / "test" / "a" / "4.png"
+    picture.write_bytes((tmp_path / "right" / "test" / "b" / "4.png").read_bytes())
+    assert moved(first, found(tmp_path / "right")) == {R, E}
 
 
 def test_folders_of_one_shape(tmp_path):
@@ -155,11 +428,12 @@ def test_a_victim_knows_the_images_that_it_was_trained_on(tmp_path):
 def test_a_feature_layer_is_of_the_config(tmp_path):
     """It changes no weight, so the victim is found; but what the config asks for is what it gets."""
     words = ["victim_training.limit_train=32", "victim_training.limit_val=16"]
-    assert trained(tmp_path, *words)[0].feature_layer is None
-    victim, files = trained(tmp_path, *words, "victims.small_cnn.feature_layer=features.4")
+    victim, files = trained(tmp_path, *words, "victims.small_cnn.feature_layer=features.0")
     assert len(files) == 1
-    assert victim.feature_layer == "features.4"
-    assert trained(tmp_path, *words)[0].feature_layer is None
+    assert victim.feature_layer == "features.0"
+    victim, files = trained(tmp_path, *words)
+    assert len(files) == 1
+    assert victim.feature_layer == "features.4"  # the architecture's own: the last of two convolutions
 
 
 class Linear(torch.nn.Module):

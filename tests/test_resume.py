@@ -13,7 +13,9 @@ import torch
 from redlab.methods import CDDRED
 from redlab.runs import checkpoints, stopping
 from redlab.runs import train as training
+from redlab.runs.check import ConfigError
 from redlab.runs.config import compose, finalise
+from redlab.victims import architectures
 
 TRAIN = Path(__file__).parents[1] / "train.py"
 # A schedule that bites in every epoch, so that a step too many or too few shows in the weights.
@@ -59,6 +61,10 @@ def signal_at(monkeypatch, step, sent=lambda: os.kill(os.getpid(), signal.SIGTER
         return original(self, batch, batch_idx)
 
     monkeypatch.setattr(target, "training_step", training_step)
+
+
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 class Killed(Exception):
@@ -112,12 +118,53 @@ def test_kill_and_resume(uninterrupted, tiny, no_report, tmp_path, monkeypatch, 
 
 
 def test_resume_of_a_finished_run_does_nothing(uninterrupted, tiny, capsys):
+    """Nor where something else is asked that changes no number."""
     files = {p: p.read_bytes() for p in uninterrupted.rglob("*") if p.is_file()}
     capsys.readouterr()
-    assert train([*tiny, *TWO_EPOCHS], uninterrupted) == numbers(uninterrupted)
-    said = " ".join(capsys.readouterr().out.split())
-    assert "finished" in said
+    other = ["name=another", "logger=none", "data.eval_batch_size=7", "trainer.benchmark=true", "save_victims=false"]
+    for words in ([], other):
+        assert train([*tiny, *TWO_EPOCHS, *words], uninterrupted) == numbers(uninterrupted)
+        assert "is finished already, after 2 epochs" in " ".join(capsys.readouterr().out.split())
     assert files == {p: p.read_bytes() for p in uninterrupted.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["mix=digits"], r"mix.components=\['fgsm', 'rfgsm'\], not \['fgsm', 'pgd'\]"),
+        (["victim_training.seed=1"], r"victims.small_cnn.training.seed=0, not 1"),
+        (["trainer.max_epochs=1"], r"has begun 2 epochs, trainer.max_epochs=1 asks for fewer"),
+        slow(["data.limit_test=8"], "data.limit_test=16, not 8"),
+        slow(["trainer.max_epochs=3", "trainer.gradient_clip_val=1"], r"trainer.gradient_clip_val=None, not 1"),
+        slow(["+trainer.max_steps=5"], r"has begun 8 steps, trainer.max_steps=5 asks for fewer"),
+    ],
+)
+def test_a_finished_run_is_none_of_another_question(uninterrupted, tiny, words, says):
+    """Neither are its numbers given for an answer, nor is it trained on."""
+    files = {p: p.read_bytes() for p in uninterrupted.rglob("*") if p.is_file()}
+    with pytest.raises(ConfigError, match=rf"last.ckpt .*{says}; train that in another folder"):
+        train([*tiny, *TWO_EPOCHS, *words], uninterrupted)
+    assert files == {p: p.read_bytes() for p in uninterrupted.rglob("*") if p.is_file()}
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_the_files_that_it_began_with(tiny, no_report, tmp_path):
+    """Of one name and other content they are others; a file that is gone is in the checkpoint."""
+    weights, out = tmp_path / "lenet.pt", tmp_path / "run"
+    words = [*tiny, "victim=lenet", "mix=attunet", f"victims.lenet.weights={weights}"]
+    torch.manual_seed(1)
+    torch.save(architectures.lenet(10, 1, 32).state_dict(), weights)
+    before = train(words, out)
+    weights.rename(tmp_path / "moved.pt")
+    assert train(words, out) == before
+    assert train([*words[:-1], f"victims.lenet.weights={tmp_path}/moved.pt"], out) == before
+    torch.manual_seed(2)
+    torch.save(architectures.lenet(10, 1, 32).state_dict(), weights)
+    for epochs in (1, 2):
+        with pytest.raises(ConfigError, match=r"other content of victims.lenet \(\w{10}, not \w{10}\)"):
+            train([*words, f"trainer.max_epochs={epochs}"], out)
+    with pytest.raises(ConfigError, match=r"victims.lenet.weights=\S*lenet.pt, not None"):
+        train(words[:-1], out)
 
 
 @pytest.mark.slow

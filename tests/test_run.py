@@ -12,6 +12,7 @@ from torch import nn
 
 from redlab import victims
 from redlab.methods import CDDRED, NotFiniteError
+from redlab.metrics import Samples, numbers, worst
 from redlab.runs import build, check, checkpoints, lab
 from redlab.runs import train as training
 from redlab.runs.check import ConfigError
@@ -45,6 +46,16 @@ def test_files(trained):
     assert report.count("data:image/png") == 3
     assert 'src="http' not in report
     assert len(list(out.rglob("metrics.csv"))) == 1
+
+
+def test_the_numbers_are_those_of_the_rows_that_are_saved(trained):
+    out, found = trained
+    rows = Samples.load(out / "samples.npz")
+    assert {f"test/{key}": value for key, value in numbers(rows).items()} == json.loads(
+        (out / "metrics.json").read_text()
+    )
+    assert found["test/count"] == len(rows.where(knowledge="victim", attacked=1)) > 0
+    assert found["test/worst_accuracy"] == worst(rows).mean("right")
 
 
 def test_the_saved_config_is_resolved(trained):
@@ -229,7 +240,8 @@ def test_train_or_find(tiny, no_report, tmp_path, monkeypatch):
     calls[0].mkdir(parents=True)
     (calls[0] / "metrics.json").write_text('{"test/d": 1.5}')
     assert lab.train_or_find(words) == {"test/d": 1.5}
-    assert lab.train_or_find([*words, "logger=none"]) == {"test/d": 1.5}
+    other = ["logger=none", "trainer.enable_progress_bar=true", "data.eval_batch_size=4", "victim_root=elsewhere"]
+    assert lab.train_or_find([*words, *other]) == {"test/d": 1.5}
     lab.train_or_find([*words, "seed=1"])
     assert len(calls) == 2
     assert calls[0] != calls[1]

@@ -196,6 +196,8 @@ def test_a_config_as_runs_write_it_passes_unchanged(tmp_path):
             {"_target_": f"{ARCHITECTURES}.torchvision_model", "name": "vgg11", "weights": "/etc/passwd"},
             "weights='/etc/passwd'",
         ),
+        (BACKBONE, {"_target_": f"{ARCHITECTURES}.cifar_resnet", "shortcut": "/etc/passwd"}, "shortcut='/etc/passwd'"),
+        (BACKBONE, {"_target_": "redlab.victims.cifar_resnet.cifar_resnet", "shortcut": "/a"}, "shortcut='/a'"),
         ("choices.data", "../../../tmp/theirs", "choices.data"),
         ("choices.victim", ["small_cnn", "/tmp/theirs"], "choices.victim"),
     ],

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import platform
 import subprocess
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
 from redlab import __version__
+
+_PACKAGES = ("lightning", "torchmetrics", "torchvision")
 
 
 def commit() -> str | None:
@@ -24,5 +28,11 @@ def commit() -> str | None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of redlab and torch."""
-    return {"redlab": __version__, "torch": str(torch.__version__)}
+    """Versions of Python, redlab, torch and the packages that training and metrics stand on."""
+    found = {"python": platform.python_version(), "redlab": __version__, "torch": str(torch.__version__)}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # imported from a folder
+            found[package] = "unknown"
+    return found

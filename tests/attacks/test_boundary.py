@@ -51,6 +51,23 @@ def test_comes_close_to_the_plane() -> None:
     assert ratio.max() < 1.25
 
 
+def test_a_model_may_answer_with_labels() -> None:
+    net, x = Linear(), images()
+    y = net(x).argmax(1)
+    attack = Boundary(steps=60, spherical_step=0.1)
+    expected, used = attack.run(net, x, y)
+    for dtype in (torch.int64, torch.int32, torch.bool):
+        found, queries = attack.run(lambda x, dtype=dtype: net(x).argmax(1).to(dtype), x, y)
+        assert torch.equal(found, expected)
+        assert torch.equal(queries, used)
+
+
+@pytest.mark.parametrize("answer", [lambda x: torch.zeros(3).long(), lambda x: torch.zeros(len(x)), lambda x: None])
+def test_neither_labels_nor_logits(answer: object) -> None:
+    with pytest.raises(ValueError, match=r"the model (must )?return"):
+        Boundary(steps=1)(answer, images(), torch.zeros(ROWS, dtype=torch.int64))
+
+
 def test_more_steps_are_never_farther() -> None:
     model, x = Linear(), images()
     y = model(x).argmax(1)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fractions
+import importlib
+import inspect
 import pathlib
+import pkgutil
 import re
 from collections.abc import Callable
 from functools import partial
@@ -18,6 +21,7 @@ import torch.nn.functional as F
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+import redlab.attacks
 from printed import ROOT, entry
 from redlab.attacks import (
     APGD,
@@ -46,6 +50,8 @@ from redlab.attacks import (
     WassersteinFrankWolfe,
     WassersteinPGD,
 )
+from redlab.attacks.adapters import Torchattacks
+from redlab.attacks.base import GuardedAttack
 from redlab.attacks.margin import dlr
 
 
@@ -238,6 +244,52 @@ def test_is_a_frozen_keyword_only_dataclass_of_house_words(case: Case) -> None:
     assert field_names(case) <= VOCABULARY
     with pytest.raises(TypeError):
         cls(0.1)
+
+
+def call_of(cls: type) -> Any:
+    return next((vars(c)["__call__"] for c in cls.__mro__ if "__call__" in vars(c)), None)
+
+
+def attack_classes() -> list[type]:
+    """Every class of redlab.attacks that is called with a model, Protocols aside."""
+    names = [module.name for module in pkgutil.iter_modules(redlab.attacks.__path__, "redlab.attacks.")]
+    found = [cls for name in names for cls in vars(importlib.import_module(name)).values() if inspect.isclass(cls)]
+    own = {cls for cls in found if cls.__module__ in names and not getattr(cls, "_is_protocol", False)}
+    return [
+        cls
+        for cls in own
+        if (call := call_of(cls)) and (dataclasses.is_dataclass(cls) or "model" in inspect.signature(call).parameters)
+    ]
+
+
+def outsiders(classes: list[type]) -> list[str]:
+    """Those that do not leave to the base what is the same for all attacks."""
+    same = (GuardedAttack.__call__, GuardedAttack.run)
+    return [c.__name__ for c in classes if not issubclass(c, GuardedAttack) or (c.__call__, c.run) != same]
+
+
+def test_every_attack_leaves_to_the_base_what_is_the_same_for_all() -> None:
+    classes = attack_classes()
+    assert {PGD, BPDA, Stored, Boundary, Torchattacks} < set(classes)
+    assert {type(case.make()) for case in ATTACKS} - set(classes) <= {OnADefence, type(ATTACKS[-1].make())}
+    assert outsiders(classes) == []
+
+
+def test_an_attack_without_the_base_would_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Alone:
+        def __call__(self, *arguments: Any, **rest: Any) -> Tensor:
+            raise NotImplementedError
+
+    for cls in (Alone, OnADefence):
+        monkeypatch.setattr(cls, "__module__", "redlab.attacks.pgd")
+        monkeypatch.setattr(redlab.attacks.pgd, cls.__name__, cls, raising=False)
+    assert sorted(outsiders(attack_classes())) == ["Alone", "OnADefence"]
+
+
+@every
+def test_says_whether_it_can_be_aimed(case: Case) -> None:
+    assert case.make().targeted == case.targeted
 
 
 # Attacks of other libraries are not row-independent: tests/attacks/test_adapters.py says what they promise.

@@ -1,5 +1,6 @@
 """Small stand-ins: pairs made by hand, a victim that needs no training, a data module without attacks."""
 
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from redlab.batch import AttackBatch
+from redlab.evaluation import Evaluator
 from redlab.methods import CDDRED
 
 
@@ -31,9 +33,9 @@ def make_pairs(n=8, seed=0, valid=None, channels=1):
     noise = torch.randint(0, 2, clean.shape, generator=g) * 0.4 - 0.2
     adv = torch.where(attack.view(-1, 1, 1, 1) == 0, clean, (clean + noise).clamp(0, 1))
     valid = torch.ones(n, dtype=torch.bool) if valid is None else valid
-    zeros = torch.zeros(n, dtype=torch.int64)
+    setting, knowledge, index = torch.zeros(3, n, dtype=torch.int64).unbind()
     label, victim = torch.arange(n) % 4, torch.arange(n) // 2 % 2
-    return AttackBatch(clean, adv, label, attack, zeros, victim, zeros, zeros - 1, zeros, valid, attack > 0)
+    return AttackBatch(clean, adv, label, attack, setting, victim, knowledge, index - 1, index, valid, attack > 0)
 
 
 class Pairs(LightningDataModule):
@@ -42,9 +44,9 @@ class Pairs(LightningDataModule):
     def __init__(self, n=8, batch_size=4, adaptive=(False,), valid=None):
         super().__init__()
         self.pairs, self.batch_size = make_pairs(n, valid=valid), batch_size
-        self.mix = SimpleNamespace(attack_names=("clean", "fgsm"))
+        self.mix = SimpleNamespace(names=("clean", "fgsm"))
         self.victims = {"a": make_victim(0), "b": make_victim(1)}
-        self.test_cells = [SimpleNamespace(knowledge=int(a)) for a in adaptive]
+        self.adaptive = adaptive
 
     def _loader(self):
         return DataLoader(range(len(self.pairs)), batch_size=self.batch_size)
@@ -56,10 +58,16 @@ class Pairs(LightningDataModule):
         return self._loader()
 
     def test_dataloader(self):
-        return [self._loader() for _ in self.test_cells]
+        return [self._loader() for _ in self.adaptive]
+
+    def setup(self, stage):
+        names = self.mix.names
+        self.trainer.lightning_module.evaluator = Evaluator(victims=self.victims, attack_names=names)
 
     def on_after_batch_transfer(self, batch, dataloader_idx):
-        return self.pairs[batch]
+        pairs = self.pairs[batch]
+        knows = self.trainer.testing and self.adaptive[dataloader_idx]
+        return replace(pairs, knowledge=torch.full_like(pairs.label, int(knows)))
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ def look(batch, right, cell=0, size=None, parts=1):
     for mine in order.chunk(parts):
         examples = Examples(cell)
         for rows in mine.split(size or len(batch)):
-            examples.add(batch[rows], batch.adv[rows] / 2, right[:, rows])
+            columns = dict(zip(("right_clean", "right_attacked", "right"), right[:, rows].double(), strict=True))
+            examples.add(batch[rows], columns | {"restored": batch.adv[rows] / 2})
         processes.append(examples)
     whole = Examples(cell)
     whole.join(processes)
@@ -33,9 +34,9 @@ def test_successes_and_failures_are_kept_wherever_they_are(pairs):
     batch = pairs(n=200)  # every other one is clean
     right = answers(200, [151, 189, 199])
     right[1, [11, 13, 15]] = True  # attacks that did not succeed
-    ((kept, restored),) = look(batch, right, size=16)
+    ((kept, said),) = look(batch, right, size=16)
     rows = kept.index.new_tensor([(batch.adv == image).flatten(1).all(1).nonzero().item() for image in kept.adv])
-    assert torch.equal(restored, kept.adv / 2)
+    assert torch.equal(said["restored"], kept.adv / 2)
     assert all(row % 2 for row in rows.tolist())
     kinds = [2 if right[1, row] else 0 if right[2, row] else 1 for row in rows.tolist()]
     assert kinds == [0, 1, 2] * PER_KIND  # in turn, so that a few of them show all kinds
@@ -62,6 +63,7 @@ def test_cells_differ_in_their_images(pairs):
     assert len(found) > 60  # of 24 * 4; the first rows of each cell would be the same 4
 
 
-def test_padding_and_clean_rows_are_not_examples(pairs):
-    batch = pairs(n=8, valid=torch.arange(8) % 4 == 0)  # the valid ones are clean
+def test_clean_rows_and_attackers_who_know_are_not_examples(pairs):
+    batch = pairs(n=8)
+    batch.knowledge.copy_(batch.attack)
     assert look(batch, answers(8, [1])) == []

@@ -10,13 +10,23 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from redlab.victims import Victim, architectures
+from reference import cifar_resnet as reference
 
 CONF = Path(__file__).parents[2] / "conf"
 YAMLS = sorted(path.stem for path in (CONF / "victim").glob("*.yaml"))
 # of torchvision's ImageNet models one runs here; tests/test_config.py looks at the shapes of all
 NAMES = [n for n in YAMLS if not n.startswith("torchvision_") or n == "torchvision_resnet50"]
-HEAVY = {"resnet50", "resnet110", "densenet121", "inception_v3", "torchvision_resnet50", "timm_resnet50"}
-MIDDLING = {"resnet18", "vgg13", "vgg16", "vgg19", "alexnet"}
+HEAVY = {
+    "resnet44",
+    "resnet50",
+    "resnet56",
+    "resnet110",
+    "densenet121",
+    "inception_v3",
+    "torchvision_resnet50",
+    "timm_resnet50",
+}
+MIDDLING = {"resnet18", "resnet20", "resnet32", "vgg13", "vgg16", "vgg19", "alexnet"}
 
 
 def size(net):
@@ -34,7 +44,11 @@ def size(net):
         ("vgg11", 3, 32, {}, 9_231_114),
         ("vgg11", 1, 32, {}, 9_229_962),
         ("resnet18", 3, 32, {}, 11_173_962),
-        ("resnet110", 3, 32, {}, 1_730_714),
+        ("cifar_resnet", 3, 32, {"depth": 20}, 269_722),
+        ("cifar_resnet", 3, 32, {"depth": 32}, 464_154),
+        ("cifar_resnet", 3, 32, {"depth": 44}, 658_586),
+        ("cifar_resnet", 3, 32, {"depth": 56}, 853_018),
+        ("cifar_resnet", 3, 32, {"depth": 110}, 1_727_962),
     ],
 )
 def test_parameter_counts_of_the_papers(name, channels, pixels, settings, count):
@@ -57,15 +71,46 @@ def test_vgg_detector_counts_and_depths():
     assert not any(isinstance(m, nn.BatchNorm2d) for m in architectures.vgg11(10, 1, 32, batch_norm=False).modules())
 
 
-def test_resnet110_has_its_depth():
-    convolutions = [m for m in architectures.resnet110(10, 3, 32).modules() if isinstance(m, nn.Conv2d)]
-    assert len([c for c in convolutions if c.kernel_size == (3, 3)]) == 109  # and one linear layer
+@pytest.mark.parametrize("depth", [8, 20, 32])
+@pytest.mark.parametrize("shortcut", ["A", "B"])
+def test_the_residual_networks_of_cifar(depth, shortcut):
+    """Their size and what they compute, against a transcription that knows no module."""
+    net = architectures.cifar_resnet(5, 3, 12, depth=depth, shortcut=shortcut)
+    assert size(net) == reference.count(depth, shortcut, classes=5)
+    weighted = [m for m in net.modules() if isinstance(m, nn.Linear) or getattr(m, "kernel_size", 0) == (3, 3)]
+    assert len(weighted) == depth
+    generator = torch.Generator().manual_seed(0)
+    for buffer in (b for b in net.buffers() if b.is_floating_point()):  # as if it had been trained
+        buffer.copy_(torch.rand(buffer.shape, generator=generator) + 0.5)
+    x = torch.rand(3, 3, 12, 9, generator=generator)
+    expected = reference.logits(net.state_dict(), x, depth, shortcut)
+    for victim in (net.eval(), Victim(net, num_classes=5, mean=0, std=1)):  # the second with its norms folded
+        torch.testing.assert_close(victim(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_shortcut_without_parameters_keeps_the_channels_in_the_middle():
+    net = architectures.cifar_resnet(10, 1, 8, depth=8)
+    x = torch.rand(2, 16, 4, 6)
+    out = net.layer2[0].shortcut(x)
+    assert out.shape == (2, 32, 2, 3)
+    assert torch.equal(out[:, 8:24], x[:, :, ::2, ::2])
+    assert not out[:, :8].any()
+    assert not out[:, 24:].any()
+    assert not list(net.layer2[0].shortcut.parameters())
+    assert isinstance(net.layer1[0].shortcut, nn.Identity)
+
+
+@pytest.mark.parametrize("settings", [{"depth": 18}, {"depth": 2}, {"depth": 6 * 10**9 + 2}, {"shortcut": "C"}])
+def test_residual_networks_that_there_are_not(settings):
+    (value,) = settings.values()
+    with pytest.raises(ValueError, match=str(value)):
+        architectures.cifar_resnet(10, 3, 32, **settings)
 
 
 def victim_config(name, channels, pixels):
     base = {"data": {"num_classes": 7, "channels": channels, "image_size": pixels, "name": "toy"}}
-    with initialize_config_dir(str(CONF / "victim"), version_base="1.3"):
-        cfg = OmegaConf.merge(base, compose(name))
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = OmegaConf.merge(base, compose(f"victim/{name}"))
     spec = cfg.victims[name]
     for key in ("weights", "pretrained"):  # no downloads here
         if key in spec.backbone:
@@ -91,8 +136,6 @@ def test_every_victim_yaml_gives_logits_and_a_feature_map(name, channels, pixels
     assert set(spec) == {"backbone", "mean", "std", "input_size", "feature_layer", "weights", "training"}
     if "width_divisor" in spec.backbone:
         spec.backbone.width_divisor = 8  # for speed
-    if spec.input_size is not None and spec.input_size < pixels:
-        spec.input_size = None  # as the YAML says
     wrapper = {k: spec[k] for k in ("mean", "std", "input_size", "feature_layer")}
     victim = Victim(instantiate(spec.backbone), num_classes=7, name=name, **wrapper)
     logits = []
@@ -105,11 +148,12 @@ def test_every_victim_yaml_gives_logits_and_a_feature_map(name, channels, pixels
     assert len(features) == 2
     # the feature layer is where the last convolution ends: nothing with weights but a norm and the head comes after
     order = [n for n, m in victim.backbone.named_modules() if isinstance(m, nn.Conv2d)]
-    assert order[-1].startswith(spec.feature_layer) or spec.feature_layer in ("features.norm5",)
+    assert order[-1].startswith(victim.feature_layer) or victim.feature_layer in ("features.norm5",)
 
 
 def test_every_architecture_has_a_yaml():
-    targets = {OmegaConf.load(p).backbone._target_.rsplit(".", 1)[1] for p in (CONF / "victim").glob("*.yaml")}
+    backbones = [OmegaConf.load(p).backbone for p in (CONF / "victim").glob("*.yaml")]
+    targets = {backbone._target_.rsplit(".", 1)[1] for backbone in backbones if "_target_" in backbone}
     assert targets == set(architectures.__all__)
 
 

@@ -219,6 +219,56 @@ def test_safetensors(tmp_path):
         load(tmp_path / "cut.safetensors", small(), num_classes=10)
 
 
+@pytest.mark.parametrize("shortcut", ["A", "B"])
+def test_weights_without_counts_of_batches(tmp_path, shortcut):
+    """As the public weights of the residual networks for CIFAR-10 are: a frozen network does not ask for them."""
+    net = architectures.cifar_resnet(10, 3, 8, depth=8, shortcut=shortcut)
+    state = {k: v for k, v in net.state_dict().items() if not k.endswith("num_batches_tracked")}
+    save_file(state, tmp_path / "net.safetensors")
+    fresh = architectures.cifar_resnet(10, 3, 8, depth=8, shortcut=shortcut)
+    victim = load(tmp_path / "net.safetensors", fresh, num_classes=10)
+    x = torch.rand(3, 3, 8, 8)
+    torch.testing.assert_close(victim(x), net.eval()((x - victim.mean) / victim.std))
+    assert victim.mean.flatten().tolist() == pytest.approx([0.485, 0.456, 0.406])
+    save_file({k: v for k, v in state.items() if k != "layer1.0.bn1.running_mean"}, tmp_path / "net.safetensors")
+    with pytest.raises(ValueError, match=r"it lacks layer1.0.bn1.running_mean \(1 in all\)"):
+        load(tmp_path / "net.safetensors", fresh, num_classes=10)
+
+
+def test_weights_of_the_other_shortcut_do_not_fit(tmp_path):
+    projected, plain = (architectures.cifar_resnet(10, 3, 8, depth=8, shortcut=kind) for kind in "BA")
+    for net, other, said in ((projected, plain, "has the unknown"), (plain, projected, "lacks")):
+        save_file(net.state_dict(), tmp_path / "net.safetensors")
+        with pytest.raises(ValueError, match=rf"{said} layer2.0.shortcut"):
+            load(tmp_path / "net.safetensors", other, num_classes=10)
+
+
+def test_a_checkpoint_rebuilds_a_residual_network_and_names_no_other_kind(tmp_path):
+    net = architectures.cifar_resnet(10, 1, 8, depth=8, shortcut="B")
+    model, run = Classifier(net, num_classes=10, optimizer=ADAM), trainer()
+    run.fit(model, datamodule=Digits())
+    run.save_checkpoint(tmp_path / "best.ckpt")
+    victim = load(tmp_path / "best.ckpt")
+    assert victim.backbone.redlab_arch["kwargs"]["shortcut"] == "B"
+    assert victim.feature_layer == "layer3"
+    x = torch.rand(3, 1, 8, 8)
+    torch.testing.assert_close(victim(x), model.eval()(x), rtol=1e-4, atol=1e-5)
+    content = torch.load(tmp_path / "best.ckpt", weights_only=True)
+    for change, said in (({"shortcut": "C"}, "shortcut='C'"), ({"depth": 6 * 10**9 + 2}, "6000000002")):
+        said_of_it = net.redlab_arch | {"kwargs": net.redlab_arch["kwargs"] | change}
+        content["redlab_victim"]["architecture"] = said_of_it
+        torch.save(content, tmp_path / "changed.ckpt")
+        with pytest.raises(ValueError, match=said):
+            load(tmp_path / "changed.ckpt")
+
+
+def test_a_checkpoint_of_an_architecture_that_there_is_no_more(saved):
+    """``resnet110`` had projections as shortcuts; the networks of this name have none."""
+    kwargs = {"num_classes": 10, "channels": 1, "image_size": 12}
+    with pytest.raises(ValueError, match=r"'resnet110', which .* does not have: it must be one of .*cifar_resnet"):
+        load(saved(architecture={"name": "resnet110", "kwargs": kwargs}))
+
+
 def test_files_that_are_no_weights(trained, tmp_path):
     whole = trained[2].read_bytes()
     for name, content, said in [

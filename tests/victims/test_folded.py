@@ -13,6 +13,8 @@ from redlab.victims import Victim, architectures
 NETS = {
     "small_cnn": lambda: architectures.small_cnn(5, 3, 16),
     "resnet18": lambda: architectures.resnet18(5, 3, 32),
+    "cifar_resnet A": lambda: architectures.cifar_resnet(5, 3, 16, depth=14),
+    "cifar_resnet B": lambda: architectures.cifar_resnet(5, 3, 16, depth=14, shortcut="B"),
     "vgg11": lambda: architectures.vgg11(5, 3, 32, width_divisor=16),
     "densenet121": lambda: architectures.densenet121(5, 3, 32),
     "lenet": lambda: architectures.lenet(5, 3, 32),

@@ -114,7 +114,7 @@ def test_layers_by_name():
     with pytest.raises(ValueError, match="feetures"):
         small(feature_layer="feetures.4")
     with pytest.raises(ValueError, match="no feature_layer"):
-        small().features(torch.rand(1, 1, 8, 8))
+        Victim(Tap(), num_classes=64).features(torch.rand(1, 1, 8, 8))
 
 
 def test_a_layer_that_is_not_used_is_reported():

@@ -26,7 +26,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from redlab.attacks.guard import check_inputs, checked, guard, outside_inference, sound
+from redlab.attacks.base import GuardedAttack, untargeted
+from redlab.attacks.guard import checked
 from redlab.attacks.project import per_pixel
 from redlab.extras import require
 from redlab.rng import SampleRng
@@ -36,7 +37,7 @@ Run = Callable[[nn.Module, Tensor, Tensor, int], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Torchattacks:
+class Torchattacks(GuardedAttack):
     """An attack of torchattacks. Not row-independent, but equal for equal batches and equal ``rng``.
 
     An argument ``seed`` that the attack has, and that is not given, is the seed of the call.
@@ -56,14 +57,11 @@ class Torchattacks:
     def __post_init__(self) -> None:
         _check_arguments(f"torchattacks.{self.attack}", self.resolve(), self.arguments, {"model"})
 
-    @sound
-    def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, target: Tensor | None = None, rng: SampleRng | None = None
-    ) -> Tensor:
-        """Attacks every row; see ``redlab.batch.Attack``.
+    def craft(self, model: nn.Module, x: Tensor, y: Tensor, target: Tensor | None, rng: SampleRng) -> Tensor:
+        """See ``GuardedAttack``.
 
         Raises:
-            ValueError: bad input or result, or a target for an attack that has none.
+            ValueError: bad result, or a target for an attack that has none.
         """
         name, make = f"torchattacks.{self.attack}", self.resolve()
         own_seed = "seed" in inspect.signature(make).parameters
@@ -73,7 +71,7 @@ class Torchattacks:
             attack.set_device(images.device)
             if target is not None:
                 if "targeted" not in attack.supported_mode:
-                    raise _untargeted(name, target)
+                    raise untargeted(name, target)
                 attack.set_mode_targeted_by_label(quiet=True)
             result: Tensor = attack(images, label)
             return result
@@ -87,7 +85,7 @@ class Torchattacks:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Foolbox:
+class Foolbox(GuardedAttack):
     """An attack of foolbox. Not row-independent, but equal for equal batches and equal ``rng``.
 
     A row for which a minimum-norm attack finds nothing comes back clean: some answer with a black image there, and call
@@ -121,20 +119,17 @@ class Foolbox:
             hint = f"images are in [0, 1]: did you mean {self.eps:g}/255?"
             raise ValueError(f"eps must be at most 1, got {self.eps:g}; {hint}")
 
-    @sound
-    def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, target: Tensor | None = None, rng: SampleRng | None = None
-    ) -> Tensor:
-        """Attacks every row; see ``redlab.batch.Attack``.
+    def craft(self, model: nn.Module, x: Tensor, y: Tensor, target: Tensor | None, rng: SampleRng) -> Tensor:
+        """See ``GuardedAttack``.
 
         Raises:
-            ValueError: bad input or result, or a target for an attack that has none.
+            ValueError: bad result, or a target for an attack that has none.
         """
         name, make, foolbox = f"foolbox.attacks.{self.attack}", self.resolve(), require("foolbox", "peers")
 
         def run(victim: nn.Module, images: Tensor, label: Tensor, seed: int) -> Tensor:
             if target is not None and "DeepFool" in self.attack:  # it takes a target, and does not aim at it
-                raise _untargeted(name, target)
+                raise untargeted(name, target)
             bounded = foolbox.PyTorchModel(victim, bounds=(0, 1), device=images.device)
             criteria = foolbox.criteria
             goal = criteria.Misclassification if target is None else criteria.TargetedMisclassification
@@ -145,7 +140,7 @@ class Foolbox:
             except ValueError as error:
                 if target is None or "criterion" not in str(error):
                     raise
-                raise _untargeted(name, target) from error
+                raise untargeted(name, target) from error
             last: Tensor = found[-1]
             if fixed:
                 return last
@@ -161,7 +156,7 @@ class Foolbox:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdvLib:
+class AdvLib(GuardedAttack):
     """An attack of adv-lib. Not row-independent, but equal for equal batches and equal ``rng``.
 
     Args:
@@ -180,14 +175,11 @@ class AdvLib:
         reserved = {"model", "inputs", "labels", "targeted"}
         _check_arguments(f"adv_lib.attacks.{self.attack}", self.resolve(), self.arguments, reserved)
 
-    @sound
-    def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, target: Tensor | None = None, rng: SampleRng | None = None
-    ) -> Tensor:
-        """Attacks every row; see ``redlab.batch.Attack``.
+    def craft(self, model: nn.Module, x: Tensor, y: Tensor, target: Tensor | None, rng: SampleRng) -> Tensor:
+        """See ``GuardedAttack``.
 
         Raises:
-            ValueError: bad input or result, or a target for an attack that has none.
+            ValueError: bad result, or a target for an attack that has none.
         """
         name, function = f"adv_lib.attacks.{self.attack}", self.resolve()
 
@@ -196,13 +188,13 @@ class AdvLib:
                 found: Tensor = function(victim, images, label, **self.arguments)
                 return found
             if "targeted" not in inspect.signature(function).parameters:
-                raise _untargeted(name, target)
+                raise untargeted(name, target)
             try:  # attacks without a target take one too, and answer with a warning and the clean images, or an assert
                 with warnings.catch_warnings():
                     warnings.filterwarnings("error", message=".*untargeted only")
                     found = function(victim, images, label, targeted=True, **self.arguments)
             except (UserWarning, AssertionError) as error:
-                raise _untargeted(name, target) from error
+                raise untargeted(name, target) from error
             return found
 
         return _carry_out(name, run, model, x, y, target, rng)
@@ -257,10 +249,6 @@ def _check_arguments(name: str, found: Any, arguments: Mapping[str, Any], reserv
             raise ValueError(f"{name} has no argument {key!r}; {hint}")
 
 
-def _untargeted(name: str, target: Tensor) -> ValueError:
-    return ValueError(f"{name} is untargeted, got target {target.tolist()[:3]}...; leave it out")
-
-
 class _Shield(nn.Module):
     """The victim as a library sees it: logits, and nothing that it could put into train mode, clear or move."""
 
@@ -277,13 +265,12 @@ class _Shield(nn.Module):
 
 
 def _carry_out(
-    name: str, run: Run, model: nn.Module, x: Tensor, y: Tensor, target: Tensor | None, rng: SampleRng | None
+    name: str, run: Run, model: nn.Module, x: Tensor, y: Tensor, target: Tensor | None, rng: SampleRng
 ) -> Tensor:
     """Lets a library attack, and sees to the rest."""
-    check_inputs(x, y, target)
-    seed = _seed(SampleRng.for_batch(x, rng))
-    with guard(model), _seeded(seed):
-        images, label = outside_inference(x).clone(), outside_inference(y if target is None else target).clone()
+    seed = _seed(rng)
+    with _seeded(seed):
+        images, label = x.clone(), (y if target is None else target).clone()
         found = run(_Shield(checked(model, y, target), x.device), images, label, seed)
         if not isinstance(found, Tensor) or found.shape != x.shape:
             got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__

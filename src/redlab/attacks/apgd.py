@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from redlab.attacks.guard import check_inputs, checked, guard, outside_inference, per_row, sound
+from redlab.attacks.base import GuardedAttack
+from redlab.attacks.guard import checked, per_row
 from redlab.attacks.margin import dlr, wins
 from redlab.attacks.project import Ball, check_norm, checked_length, per_pixel, random_start, steepest
 from redlab.attacks.rows import split_by_steps
@@ -28,7 +29,7 @@ Judge = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class APGD:
+class APGD(GuardedAttack):
     """Steps of 2 eps at first, halved at checkpoints where the loss has stopped rising; a halving restarts at the best.
 
     Iterates are ranked by success first and then by loss; the best one is returned (the paper ranks by loss alone,
@@ -56,21 +57,14 @@ class APGD:
         if self.loss not in LOSSES:
             raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {self.loss!r}")
 
-    @sound
-    def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, target: Tensor | None = None, rng: SampleRng | None = None
-    ) -> Tensor:
-        """Attacks every row; see ``redlab.batch.Attack``. The draws are those of ``random_start``."""
-        check_inputs(x, y, target)
+    def craft(self, model: nn.Module, x: Tensor, y: Tensor, target: Tensor | None, rng: SampleRng) -> Tensor:
+        """See ``GuardedAttack``. The draws are those of ``random_start``."""
         if isinstance(self.steps, Tensor):
             return split_by_steps(self, model, x, y, target, rng)
         per_row("steps", self.steps, x, low=1, whole=True)
-        with guard(model):
-            x, y = outside_inference(x), outside_inference(y)
-            target = None if target is None else outside_inference(target)
-            eps = checked_length("eps", self.eps, x, self.norm)
-            start = random_start(x, eps, self.norm, SampleRng.for_batch(x, rng))
-            return climb(self._judge(checked(model, y, target), y, target), x, start, eps, self.steps, self.norm)
+        eps = checked_length("eps", self.eps, x, self.norm)
+        start = random_start(x, eps, self.norm, rng)
+        return climb(self._judge(checked(model, y, target), y, target), x, start, eps, self.steps, self.norm)
 
     def _judge(self, classify: Callable[[Tensor], Tensor], y: Tensor, target: Tensor | None) -> Judge:
         aim = None if self.any_class else target

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from redlab.attacks.apgd import APGD
+from redlab.attacks.base import GuardedAttack
 from redlab.attacks.fab import FAB
-from redlab.attacks.guard import check_inputs, checked, guard, is_whole, outside_inference, per_row, sound
+from redlab.attacks.guard import checked, is_whole, per_row
 from redlab.attacks.margin import wins
 from redlab.attacks.project import check_norm, checked_length, project
 from redlab.attacks.square import Square
@@ -23,7 +24,7 @@ from redlab.rng import SampleRng
 
 
 @dataclass(frozen=True, kw_only=True)
-class AutoAttack:
+class AutoAttack(GuardedAttack):
     """The standard version: APGD on the cross-entropy, targeted APGD on the DLR, targeted FAB, Square.
 
     The targeted members go through the likeliest wrong classes on the clean image, and any wrong class counts as
@@ -56,40 +57,33 @@ class AutoAttack:
         if not is_whole(self.targets) or self.targets < 1:
             raise ValueError(f"targets must be a whole number, at least 1, got {self.targets!r}")
 
-    @sound
-    def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, target: Tensor | None = None, rng: SampleRng | None = None
-    ) -> Tensor:
-        """Attacks every row; see ``redlab.batch.Attack``. Each member draws from a fork with its name."""
-        check_inputs(x, y, target)
-        with guard(model):
-            x, y, rng = outside_inference(x), outside_inference(y), SampleRng.for_batch(x, rng)
-            target = None if target is None else outside_inference(target)
-            eps = checked_length("eps", self.eps, x, self.norm)
-            steps = per_row("steps", self.steps, x, low=1, whole=True)
-            queries = per_row("queries", self.queries, x, low=1, whole=True)
-            classify = checked(model, y, target)
+    def craft(self, model: nn.Module, x: Tensor, y: Tensor, target: Tensor | None, rng: SampleRng) -> Tensor:
+        """See ``GuardedAttack``. Each member draws from a fork with its name."""
+        eps = checked_length("eps", self.eps, x, self.norm)
+        steps = per_row("steps", self.steps, x, low=1, whole=True)
+        queries = per_row("queries", self.queries, x, low=1, whole=True)
+        classify = checked(model, y, target)
 
-            def won(images: Tensor, rows: Tensor) -> Tensor:
-                with torch.no_grad():
-                    return wins(classify(images), y[rows], None if target is None else target[rows])
-
+        def won(images: Tensor, rows: Tensor) -> Tensor:
             with torch.no_grad():
-                logits = classify(x)
-            aims = [target] if target is not None else _likeliest(logits, y, self.targets)
-            left = (~wins(logits, y, target)).nonzero()[:, 0]
-            x_adv = x.clone()
-            for name, make, aim in self._members(eps, steps, queries, target, aims):
-                if len(left) == 0:
-                    break
-                goal = None if aim is None else aim[left]
-                found = make(left)(model, x[left], y[left], target=goal, rng=rng[left].fork(name))
-                found = project(found, x[left], eps[left], self.norm)
-                fooled = won(found, left)
-                kept = fooled if name != "apgd-ce" else torch.ones_like(fooled)
-                x_adv[left[kept]] = found[kept]
-                left = left[~fooled]
-            return x_adv
+                return wins(classify(images), y[rows], None if target is None else target[rows])
+
+        with torch.no_grad():
+            logits = classify(x)
+        aims = [target] if target is not None else _likeliest(logits, y, self.targets)
+        left = (~wins(logits, y, target)).nonzero()[:, 0]
+        x_adv = x.clone()
+        for name, make, aim in self._members(eps, steps, queries, target, aims):
+            if len(left) == 0:
+                break
+            goal = None if aim is None else aim[left]
+            found = make(left)(model, x[left], y[left], target=goal, rng=rng[left].fork(name))
+            found = project(found, x[left], eps[left], self.norm)
+            fooled = won(found, left)
+            kept = fooled if name != "apgd-ce" else torch.ones_like(fooled)
+            x_adv[left[kept]] = found[kept]
+            left = left[~fooled]
+        return x_adv
 
     def _members(
         self, eps: Tensor, steps: Tensor, queries: Tensor, target: Tensor | None, aims: list[Tensor]

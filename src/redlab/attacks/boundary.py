@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from redlab.attacks.guard import check_inputs, checked, guard, outside_inference, per_row, sound
-from redlab.attacks.margin import wins
+from redlab.attacks.base import GuardedAttack
+from redlab.attacks.guard import decided, per_row
 from redlab.attacks.project import per_pixel
 from redlab.rng import SampleRng
 
@@ -27,7 +28,7 @@ CONVERGED = 1e-7  # source_step below which a row is finished
 
 
 @dataclass(frozen=True, kw_only=True)
-class Boundary:
+class Boundary(GuardedAttack):
     """From an adversarial start, goes around the clean image, then towards it, and stays where that is adversarial.
 
     Algorithm 1 and section 2: a step is a normal draw, orthogonal to the way to the image and spherical_step times as
@@ -49,6 +50,7 @@ class Boundary:
         ValueError: ``step_adaptation`` or ``starts`` is out of range.
     """
 
+    targeted: ClassVar[bool] = False
     steps: int | Tensor = 5000
     spherical_step: float | Tensor = 0.01
     source_step: float | Tensor = 0.01
@@ -61,77 +63,55 @@ class Boundary:
         if self.starts < 1:
             raise ValueError(f"starts must be at least 1, got {self.starts}")
 
-    def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, target: Tensor | None = None, rng: SampleRng | None = None
-    ) -> Tensor:
-        """Attacks every row; see ``redlab.batch.Attack``."""
-        return self.run(model, x, y, target=target, rng=rng)[0]
-
-    @sound
-    def run(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, target: Tensor | None = None, rng: SampleRng | None = None
+    @torch.no_grad()
+    def craft(
+        self, model: nn.Module, x: Tensor, y: Tensor, target: Tensor | None, rng: SampleRng
     ) -> tuple[Tensor, Tensor]:
-        """Like a call, and says what it cost.
+        """See ``GuardedAttack``. The cost is in queries.
 
-        Args:
-            model: as in ``redlab.batch.Attack``, like the other arguments.
-            x: (B, C, H, W).
-            y: (B,).
-            target: None.
-            rng: the draws are called "noise" in the fork "start <number>" and "way" in the fork "step <number>".
-
-        Returns:
-            (B, C, H, W) images, (B,) int64 queries that each row used.
-
-        Raises:
-            ValueError: there is a target.
+        The draws are called "noise" in the fork "start <number>" and "way" in the fork "step <number>".
         """
-        if target is not None:
-            raise ValueError(f"Boundary is untargeted, got target {target.tolist()[:3]}...; leave it out")
-        check_inputs(x, y)
-        with guard(model), torch.no_grad():
-            x, y, rng = outside_inference(x), outside_inference(y), SampleRng.for_batch(x, rng)
-            steps = per_row("steps", self.steps, x, low=1, whole=True)
-            around, inwards = (per_row(n, getattr(self, n), x) for n in ("spherical_step", "source_step"))
-            classify = checked(model, y)
-            x_adv, used, done = self._start(classify, x, y, rng)
-            rows, best, step = torch.arange(len(x), device=x.device), x_adv.clone(), 0
-            on_sphere, after = (x.new_full((len(x), window), math.nan) for window, *_ in (AROUND, INWARDS))
-            while True:
-                done = done | (steps <= step) | (inwards < CONVERGED)
-                if bool(done.any()):
-                    x_adv[rows[done]] = best[done]
-                    left = (~done).nonzero()[:, 0]
-                    if len(left) == 0:
-                        return x_adv, used
-                    rows, x, y, best, steps, around, inwards, on_sphere, after, done = (
-                        t[left] for t in (rows, x, y, best, steps, around, inwards, on_sphere, after, done)
-                    )
-                    rng = rng[left]
-                step += 1
-                way = rng.fork(f"step {step}").normal("way", *x.shape[1:])
-                circled, tried = _propose(x, best, way, around, inwards)
-                hit = wins(classify(tried), y)
+        steps = per_row("steps", self.steps, x, low=1, whole=True)
+        around, inwards = (per_row(n, getattr(self, n), x) for n in ("spherical_step", "source_step"))
+        said = decided(model, y)
+        x_adv, used, done = self._start(said, x, y, rng)
+        rows, best, step = torch.arange(len(x), device=x.device), x_adv.clone(), 0
+        on_sphere, after = (x.new_full((len(x), window), math.nan) for window, *_ in (AROUND, INWARDS))
+        while True:
+            done = done | (steps <= step) | (inwards < CONVERGED)
+            if bool(done.any()):
+                x_adv[rows[done]] = best[done]
+                left = (~done).nonzero()[:, 0]
+                if len(left) == 0:
+                    return x_adv, used
+                rows, x, y, best, steps, around, inwards, on_sphere, after, done = (
+                    t[left] for t in (rows, x, y, best, steps, around, inwards, on_sphere, after, done)
+                )
+                rng = rng[left]
+            step += 1
+            way = rng.fork(f"step {step}").normal("way", *x.shape[1:])
+            circled, tried = _propose(x, best, way, around, inwards)
+            hit = said(tried) != y
+            used[rows] += 1
+            nearer = hit & (_length(tried - x) < _length(best - x))
+            best = torch.where(per_pixel(nearer), tried, best)
+            if step % JUDGED == 0:
+                on_sphere, both = self._judge(on_sphere, said(circled) != y, *AROUND[1:])
+                after, own = self._judge(after, hit, *INWARDS[1:])
+                around, inwards = around * both, inwards * both * own
                 used[rows] += 1
-                nearer = hit & (_length(tried - x) < _length(best - x))
-                best = torch.where(per_pixel(nearer), tried, best)
-                if step % JUDGED == 0:
-                    on_sphere, both = self._judge(on_sphere, wins(classify(circled), y), *AROUND[1:])
-                    after, own = self._judge(after, hit, *INWARDS[1:])
-                    around, inwards = around * both, inwards * both * own
-                    used[rows] += 1
 
     def _start(
-        self, classify: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, rng: SampleRng
+        self, said: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, rng: SampleRng
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Where rows begin, what that cost, and whether they are finished because it is at the clean image."""
-        lost, used = ~wins(classify(x), y), torch.ones_like(y)
+        lost, used = said(x) == y, torch.ones_like(y)
         noise, todo = x.clone(), lost.nonzero()[:, 0]
         for draw in range(self.starts):
             if len(todo) == 0:
                 break
             tried = _noise(x, 2 ** (draw % GRAINS), rng[todo].fork(f"start {draw}"))
-            hit = wins(classify(tried), y[todo])
+            hit = said(tried) != y[todo]
             used[todo] += 1
             noise[todo[hit]] = tried[hit]
             todo = todo[~hit]
@@ -141,7 +121,7 @@ class Boundary:
             if len(begun) == 0:
                 break
             tried = torch.lerp(x[begun], noise[begun], blend / BLENDS)
-            hit = wins(classify(tried), y[begun])
+            hit = said(tried) != y[begun]
             used[begun] += 1
             best[begun[hit]] = tried[hit]
             begun = begun[~hit]

@@ -15,7 +15,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from redlab.attacks.guard import check_inputs, checked, guard, outside_inference, per_row, sound
+from redlab.attacks.base import GuardedAttack
+from redlab.attacks.guard import checked, per_row
 from redlab.attacks.margin import margin
 from redlab.attacks.project import Ball, checked_length, per_pixel
 from redlab.attacks.rows import split_by_steps
@@ -36,7 +37,7 @@ authors' patience of a tenth of the steps norms were up to 50 % larger; with thi
 
 
 @dataclass(frozen=True, kw_only=True)
-class CarliniWagnerL2:
+class CarliniWagnerL2(GuardedAttack):
     """Minimises |x' - x|_2^2 + c * max(lack, 0) over w, where x' = (tanh w + 1) / 2; binary search over c per row.
 
     Pixels that are black or white, or nearly so, have a tanh that reaches a little beyond [0, 1], so that they can move
@@ -63,28 +64,23 @@ class CarliniWagnerL2:
     steps: int | Tensor = 1000
     binary_search_steps: int = 9
 
-    @sound
-    def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, target: Tensor | None = None, rng: SampleRng | None = None
-    ) -> Tensor:
-        """Attacks every row; see ``redlab.batch.Attack``. ``rng`` is not used."""
-        check_inputs(x, y, target)
+    def craft(self, model: nn.Module, x: Tensor, y: Tensor, target: Tensor | None, rng: SampleRng) -> Tensor:
+        """See ``GuardedAttack``. ``rng`` is not used."""
         if isinstance(self.steps, Tensor):
             return split_by_steps(self, model, x, y, target, rng)
         per_row("steps", self.steps, x, low=1, whole=True)
         per_row("binary_search_steps", self.binary_search_steps, x, low=1, whole=True)
         c, confidence, lr = (per_row(n, getattr(self, n), x) for n in ("c", "confidence", "lr"))
-        with guard(model):
-            goal = _Goal(model, y, target)
-            rows = _Rows.start(outside_inference(x), goal.label, confidence, c, lr)
-            low, high = torch.zeros_like(c), torch.full_like(c, math.inf)
-            for _ in range(self.binary_search_steps):
-                rows.c = c
-                found, rows.best, rows.norm = self._search(goal, rows)
-                high = torch.where(found, torch.minimum(high, c), high)
-                low = torch.where(found, low, torch.maximum(low, c))
-                c = torch.where(high.isinf(), c * 10.0, (low + high) / 2.0)
-            return rows.best
+        goal = _Goal(model, y, target)
+        rows = _Rows.start(x, goal.label, confidence, c, lr)
+        low, high = torch.zeros_like(c), torch.full_like(c, math.inf)
+        for _ in range(self.binary_search_steps):
+            rows.c = c
+            found, rows.best, rows.norm = self._search(goal, rows)
+            high = torch.where(found, torch.minimum(high, c), high)
+            low = torch.where(found, low, torch.maximum(low, c))
+            c = torch.where(high.isinf(), c * 10.0, (low + high) / 2.0)
+        return rows.best
 
     def _search(self, goal: _Goal, everyone: _Rows) -> tuple[Tensor, Tensor, Tensor]:
         """One value of c per row: whether it led to an adversarial, the best image so far and its squared norm."""
@@ -118,7 +114,7 @@ class CarliniWagnerL2:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CarliniWagnerLinf:
+class CarliniWagnerLinf(GuardedAttack):
     """The linf attack, in two forms.
 
     With a budget (REDRL): minimises |delta|_2^2 + c * max(lack, 0) by Adam on delta, put back into the eps box and into
@@ -147,25 +143,20 @@ class CarliniWagnerLinf:
     lr: float | Tensor = 0.005
     steps: int | Tensor = 100
 
-    @sound
-    def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, target: Tensor | None = None, rng: SampleRng | None = None
-    ) -> Tensor:
-        """Attacks every row; see ``redlab.batch.Attack``. ``rng`` is not used."""
-        check_inputs(x, y, target)
+    def craft(self, model: nn.Module, x: Tensor, y: Tensor, target: Tensor | None, rng: SampleRng) -> Tensor:
+        """See ``GuardedAttack``. ``rng`` is not used."""
         if isinstance(self.steps, Tensor):
             return split_by_steps(self, model, x, y, target, rng)
         per_row("steps", self.steps, x, low=1, whole=True)
         confidence, lr = per_row("confidence", self.confidence, x), per_row("lr", self.lr, x)
         default = 1e-5 if self.eps is None else 5.0
         c = per_row("c", default if self.c is None else self.c, x)
-        with guard(model):
-            goal = _Goal(model, y, target)
-            rows = _Rows.start(outside_inference(x), goal.label, confidence, c, lr)
-            if self.eps is None:
-                return self._shrink(goal, rows, self.steps)
-            eps = checked_length("eps", self.eps, x, self.norm)
-            return self._project(goal, rows, self.steps, Ball(rows.x, eps, self.norm))
+        goal = _Goal(model, y, target)
+        rows = _Rows.start(x, goal.label, confidence, c, lr)
+        if self.eps is None:
+            return self._shrink(goal, rows, self.steps)
+        eps = checked_length("eps", self.eps, x, self.norm)
+        return self._project(goal, rows, self.steps, Ball(rows.x, eps, self.norm))
 
     def _project(self, goal: _Goal, everyone: _Rows, steps: int, ball: Ball) -> Tensor:
         """The form with a budget."""
@@ -224,7 +215,7 @@ class _Goal:
     """What the victim is to say."""
 
     def __init__(self, model: nn.Module, y: Tensor, target: Tensor | None) -> None:
-        self.label, self.targeted = outside_inference(y if target is None else target), target is not None
+        self.label, self.targeted = y if target is None else target, target is not None
         self.classify = checked(model, self.label)
 
     def evaluate(self, image: Tensor, label: Tensor, confidence: Tensor) -> tuple[Tensor, Tensor]:

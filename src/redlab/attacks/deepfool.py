@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from redlab.attacks.guard import check_inputs, checked, guard, outside_inference, per_row, sound
+from redlab.attacks.base import GuardedAttack
+from redlab.attacks.guard import checked, per_row
 from redlab.attacks.margin import margin, nearest_boundary
 from redlab.attacks.project import check_norm, per_pixel, steepest
 from redlab.attacks.rows import split_by_steps
@@ -19,7 +21,7 @@ from redlab.rng import SampleRng
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeepFool:
+class DeepFool(GuardedAttack):
     """x <- clip(x + (1 + overshoot) * r), r being the step to the nearest of the boundaries linearised at x.
 
     With f_k = Z_k - Z_y: r = |f_k| / |grad f_k|_* * (steepest direction of f_k) for the k where its length is least,
@@ -37,6 +39,7 @@ class DeepFool:
         ValueError: unknown norm; ``top_k`` is below 1.
     """
 
+    targeted: ClassVar[bool] = False
     norm: str = "l2"
     steps: int | Tensor = 50
     overshoot: float | Tensor = 0.02
@@ -47,46 +50,34 @@ class DeepFool:
         if self.top_k is not None and self.top_k < 1:
             raise ValueError(f"top_k must be None or at least 1, got {self.top_k}")
 
-    @sound
-    def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, target: Tensor | None = None, rng: SampleRng | None = None
-    ) -> Tensor:
-        """Attacks every row; see ``redlab.batch.Attack``. ``rng`` is not used.
-
-        Raises:
-            ValueError: bad input, or a target, since this attack has none.
-        """
-        if target is not None:
-            raise ValueError(f"DeepFool is untargeted, got target {target.tolist()[:3]}...; leave it out")
-        check_inputs(x, y)
+    def craft(self, model: nn.Module, x: Tensor, y: Tensor, target: Tensor | None, rng: SampleRng) -> Tensor:
+        """See ``GuardedAttack``. ``rng`` is not used."""
         if isinstance(self.steps, Tensor):
             return split_by_steps(self, model, x, y, None, rng)
         per_row("steps", self.steps, x, low=1, whole=True)
         factor = 1.0 + per_row("overshoot", self.overshoot, x)
-        with guard(model):
-            x, y = outside_inference(x), outside_inference(y)
-            classify = checked(model, y)
-            rows, now, result = torch.arange(len(x), device=x.device), x, x.clone()
-            others = y[:, None]
-            for step in range(self.steps + 1):
-                point = now.detach().requires_grad_(bool(step < self.steps))
-                logits = classify(point)
-                result[rows] = now
-                going = margin(logits.detach(), y) >= 0
-                left = int(going.sum())
-                if left == 0 or step == self.steps:
-                    break
-                if step == 0:
-                    k = logits.shape[1] - 1 if self.top_k is None else min(self.top_k, logits.shape[1] - 1)
-                    others = logits.detach().scatter(1, y[:, None], -math.inf).topk(k).indices
-                if left < (len(rows) - left) * others.shape[1]:
-                    # Another forward pass without the finished rows costs less than their gradients.
-                    rows, y, point, others, factor = (t[going] for t in (rows, y, now, others, factor))
-                    logits = classify(point.requires_grad_())
-                now = self._past_boundary(logits, point, y, others, factor)
-                if left < len(rows):
-                    rows, y, now, others, factor = (t[going] for t in (rows, y, now, others, factor))
-            return result
+        classify = checked(model, y)
+        rows, now, result = torch.arange(len(x), device=x.device), x, x.clone()
+        others = y[:, None]
+        for step in range(self.steps + 1):
+            point = now.detach().requires_grad_(bool(step < self.steps))
+            logits = classify(point)
+            result[rows] = now
+            going = margin(logits.detach(), y) >= 0
+            left = int(going.sum())
+            if left == 0 or step == self.steps:
+                break
+            if step == 0:
+                k = logits.shape[1] - 1 if self.top_k is None else min(self.top_k, logits.shape[1] - 1)
+                others = logits.detach().scatter(1, y[:, None], -math.inf).topk(k).indices
+            if left < (len(rows) - left) * others.shape[1]:
+                # Another forward pass without the finished rows costs less than their gradients.
+                rows, y, point, others, factor = (t[going] for t in (rows, y, now, others, factor))
+                logits = classify(point.requires_grad_())
+            now = self._past_boundary(logits, point, y, others, factor)
+            if left < len(rows):
+                rows, y, now, others, factor = (t[going] for t in (rows, y, now, others, factor))
+        return result
 
     def _past_boundary(self, logits: Tensor, point: Tensor, y: Tensor, others: Tensor, factor: Tensor) -> Tensor:
         """``point`` moved by ``factor`` times the way to the nearest linearised boundary."""

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from redlab.attacks.guard import check_inputs, checked, guard, outside_inference, per_row, sound
+from redlab.attacks.base import GuardedAttack
+from redlab.attacks.guard import checked, per_row
 from redlab.attacks.margin import nearest_boundary, wins
 from redlab.attacks.project import check_norm, per_pixel
 from redlab.attacks.rows import split_by_steps
@@ -22,7 +23,7 @@ ROUNDS = 12  # of Newton's method in `to_plane`; each finds all pixels that the 
 
 
 @dataclass(frozen=True, kw_only=True)
-class FAB:
+class FAB(GuardedAttack):
     """Minimum-norm attack: x <- clip((1 - alpha) (x + eta d) + alpha (x_clean + eta d_clean)), eta = 1 + overshoot.
 
     d and d_clean are the smallest moves from x and from the clean image to the boundary linearised at x, within
@@ -56,30 +57,23 @@ class FAB:
     def __post_init__(self) -> None:
         check_norm(self.norm)
 
-    @sound
-    def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, target: Tensor | None = None, rng: SampleRng | None = None
-    ) -> Tensor:
-        """Attacks every row; see ``redlab.batch.Attack``."""
-        check_inputs(x, y, target)
+    def craft(self, model: nn.Module, x: Tensor, y: Tensor, target: Tensor | None, rng: SampleRng) -> Tensor:
+        """See ``GuardedAttack``. ``rng`` is not used."""
         if isinstance(self.steps, Tensor):
             return split_by_steps(self, model, x, y, target, rng)
         per_row("steps", self.steps, x, low=1, whole=True)
-        with guard(model):
-            x, y = outside_inference(x), outside_inference(y)
-            target = None if target is None else outside_inference(target)
-            beta = per_row("beta", self.beta, x, high=1.0)
-            alpha_max = per_row("alpha_max", self.alpha_max, x, high=1.0)
-            eta = 1 + per_row("overshoot", self.overshoot, x)
-            classify = checked(model, y, target)
-            with torch.no_grad():
-                rows = (~wins(classify(x), y, None if self.any_class else target)).nonzero()[:, 0]
-            x_adv = x.clone()
-            if len(rows):
-                aim = None if target is None else target[rows]
-                numbers = (per_pixel(t[rows]) for t in (beta, alpha_max, eta))
-                x_adv[rows] = self._search(classify, x[rows], y[rows], aim, self.steps, *numbers)
-            return x_adv
+        beta = per_row("beta", self.beta, x, high=1.0)
+        alpha_max = per_row("alpha_max", self.alpha_max, x, high=1.0)
+        eta = 1 + per_row("overshoot", self.overshoot, x)
+        classify = checked(model, y, target)
+        with torch.no_grad():
+            rows = (~wins(classify(x), y, None if self.any_class else target)).nonzero()[:, 0]
+        x_adv = x.clone()
+        if len(rows):
+            aim = None if target is None else target[rows]
+            numbers = (per_pixel(t[rows]) for t in (beta, alpha_max, eta))
+            x_adv[rows] = self._search(classify, x[rows], y[rows], aim, self.steps, *numbers)
+        return x_adv
 
     def _search(
         self,

@@ -14,7 +14,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from redlab.attacks.guard import check_inputs, checked, guard, outside_inference, per_row, sound
+from redlab.attacks.base import GuardedAttack
+from redlab.attacks.guard import checked, outside_inference, per_row
 from redlab.attacks.project import Ball, checked_length, per_pixel, steepest
 from redlab.rng import SampleRng
 
@@ -23,7 +24,7 @@ GuideRule = Callable[[Tensor, Tensor, Tensor | None, SampleRng], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
-class FeatureAttack:
+class FeatureAttack(GuardedAttack):
     """Minimises |phi(x') - phi(guide)|_2^2 over the linf box, phi being the output of a layer (equations 1 and 2).
 
     x' <- project(x' - step_size * (1 - k / steps) * sign grad) for k = 0 ... steps - 1, from the clean image; the
@@ -48,53 +49,49 @@ class FeatureAttack:
     step_size: float | Tensor | None = None
     steps: int | Tensor = 100
 
-    @sound
-    def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, target: Tensor | None = None, rng: SampleRng | None = None
-    ) -> Tensor:
-        """Attacks every row; see ``redlab.batch.Attack``.
+    def craft(self, model: nn.Module, x: Tensor, y: Tensor, target: Tensor | None, rng: SampleRng) -> Tensor:
+        """See ``GuardedAttack``.
 
         ``rng`` and ``target`` are for the rule; guides given as a tensor are followed whatever the target.
         """
-        check_inputs(x, y, target)
+        if not isinstance(model, nn.Module):
+            raise ValueError(f"FeatureAttack looks into a torch.nn.Module, got {type(model).__name__}")
         eps = checked_length("eps", self.eps, x, self.norm)
         length = eps / 4 if self.step_size is None else checked_length("step_size", self.step_size, x, self.norm)
         steps = per_row("steps", self.steps, x, low=1, whole=True)
-        with guard(model):
-            x, rng = outside_inference(x), SampleRng.for_batch(x, rng)
-            guides = self.guides if isinstance(self.guides, Tensor) else self.guides(x, y, target, rng)
-            if guides.shape != x.shape or guides.dtype != x.dtype:
-                wanted, got = f"{tuple(x.shape)} {x.dtype}", f"{tuple(guides.shape)} {guides.dtype}"
-                raise ValueError(f"guides must be {wanted} like the images, got {got}")
-            guides = outside_inference(guides).to(x.device)
-            low, high = torch.stack(guides.aminmax()).tolist()
-            if not (low >= 0.0 and high <= 1.0):  # written so that NaN fails as well
-                raise ValueError(f"guides must be in [0, 1], got values from {low:g} to {high:g}")
+        guides = self.guides if isinstance(self.guides, Tensor) else self.guides(x, y, target, rng)
+        if guides.shape != x.shape or guides.dtype != x.dtype:
+            wanted, got = f"{tuple(x.shape)} {x.dtype}", f"{tuple(guides.shape)} {guides.dtype}"
+            raise ValueError(f"guides must be {wanted} like the images, got {got}")
+        guides = outside_inference(guides).to(x.device)
+        low, high = torch.stack(guides.aminmax()).tolist()
+        if not (low >= 0.0 and high <= 1.0):  # written so that NaN fails as well
+            raise ValueError(f"guides must be in [0, 1], got values from {low:g} to {high:g}")
 
-            # Rows with more steps come first, so that those still at work are a head of the batch.
-            order = torch.argsort(steps, descending=True, stable=True)
-            x, eps, length, steps, guides = (t[order] for t in (x, eps, length, steps, guides))
-            counts, n, ball = steps.tolist(), len(x), Ball(x, eps, "linf")
-            with features_of(checked(model, y, target), model, self.layer) as phi:
-                with torch.no_grad():
-                    goal = phi(guides)
-                now, best, least = x, x.clone(), torch.full_like(eps, torch.inf)
-                for step in range(counts[0] + 1):
-                    while counts[n - 1] < step:
-                        n -= 1
-                    now = now[:n].detach().requires_grad_()
-                    distance = (phi(now) - goal[:n]).square().sum(1)
-                    better = distance.detach() < least[:n]
-                    least[:n] = torch.where(better, distance.detach(), least[:n])
-                    best[:n] = torch.where(per_pixel(better), now.detach(), best[:n])
-                    if step == counts[0]:
-                        break
-                    (grad,) = torch.autograd.grad(distance.sum(), now)
-                    rate = per_pixel(length[:n] * (1.0 - step / steps[:n]))
-                    now = ball.project_head(now.detach() - rate * steepest(grad, "linf"))
-            result = torch.empty_like(best)
-            result[order] = best
-            return result
+        # Rows with more steps come first, so that those still at work are a head of the batch.
+        order = torch.argsort(steps, descending=True, stable=True)
+        x, eps, length, steps, guides = (t[order] for t in (x, eps, length, steps, guides))
+        counts, n, ball = steps.tolist(), len(x), Ball(x, eps, "linf")
+        with features_of(checked(model, y, target), model, self.layer) as phi:
+            with torch.no_grad():
+                goal = phi(guides)
+            now, best, least = x, x.clone(), torch.full_like(eps, torch.inf)
+            for step in range(counts[0] + 1):
+                while counts[n - 1] < step:
+                    n -= 1
+                now = now[:n].detach().requires_grad_()
+                distance = (phi(now) - goal[:n]).square().sum(1)
+                better = distance.detach() < least[:n]
+                least[:n] = torch.where(better, distance.detach(), least[:n])
+                best[:n] = torch.where(per_pixel(better), now.detach(), best[:n])
+                if step == counts[0]:
+                    break
+                (grad,) = torch.autograd.grad(distance.sum(), now)
+                rate = per_pixel(length[:n] * (1.0 - step / steps[:n]))
+                now = ball.project_head(now.detach() - rate * steepest(grad, "linf"))
+        result = torch.empty_like(best)
+        result[order] = best
+        return result
 
 
 class GuideBank:

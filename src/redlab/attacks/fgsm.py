@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from redlab.attacks.ascend import GradientSteps, ascend
-from redlab.attacks.guard import check_inputs, per_row, sound
+from redlab.attacks.base import GuardedAttack
+from redlab.attacks.guard import per_row
 from redlab.attacks.project import checked_length, per_pixel
 from redlab.rng import SampleRng
 
 
 @dataclass(frozen=True, kw_only=True)
-class FGSM:
+class FGSM(GuardedAttack):
     """x_adv = clip(x + eps * sign grad), one victim call.
 
     Args:
@@ -29,12 +30,8 @@ class FGSM:
     norm: ClassVar[str] = "linf"
     eps: float | Tensor = 8 / 255
 
-    @sound
-    def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, target: Tensor | None = None, rng: SampleRng | None = None
-    ) -> Tensor:
-        """Attacks every row; see ``redlab.batch.Attack``."""
-        check_inputs(x, y, target)
+    def craft(self, model: nn.Module, x: Tensor, y: Tensor, target: Tensor | None, rng: SampleRng) -> Tensor:
+        """See ``GuardedAttack``."""
         return ascend(model, x, y, self.schedule(x, rng), target)
 
     def schedule(self, x: Tensor, rng: SampleRng | None = None) -> GradientSteps:
@@ -52,7 +49,7 @@ class FGSM:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RFGSM:
+class RFGSM(GuardedAttack):
     """x' = clip(x + alpha * sign(N(0, I))), x_adv = clip(x' + (eps - alpha) * sign grad at x'), one victim call.
 
     Args:
@@ -64,12 +61,8 @@ class RFGSM:
     eps: float | Tensor = 8 / 255
     alpha: float | Tensor | None = None
 
-    @sound
-    def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, target: Tensor | None = None, rng: SampleRng | None = None
-    ) -> Tensor:
-        """Attacks every row; see ``redlab.batch.Attack``."""
-        check_inputs(x, y, target)
+    def craft(self, model: nn.Module, x: Tensor, y: Tensor, target: Tensor | None, rng: SampleRng) -> Tensor:
+        """See ``GuardedAttack``."""
         return ascend(model, x, y, self.schedule(x, rng), target)
 
     def schedule(self, x: Tensor, rng: SampleRng | None = None) -> GradientSteps:

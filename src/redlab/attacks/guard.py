@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from numbers import Integral, Real
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from redlab.attacks.speed import networks_in, quickly
-
-Call = TypeVar("Call", bound=Callable[..., Any])
+from redlab.attacks.speed import networks_in
 
 _NOT_FINITE: ContextVar[dict[torch.device, Tensor] | None] = ContextVar("not finite", default=None)
 """How many answers inside the innermost guard were not finite, counted where a look at each would be a wait."""
@@ -59,7 +56,7 @@ def guard(model: Callable[[Tensor], Any]) -> Iterator[None]:
     # A frozen script has no mode.
     modes = [(m, m.training) for network in networks for m in network.modules() if hasattr(m, "training")]
     weights = [p for network in networks for p in network.parameters()]
-    wanted = [p for p in weights if p.requires_grad and not p.is_inference()]
+    wanted = [(p, p.requires_grad) for p in weights if not p.is_inference()]
     places = [*weights, *(b for network in networks for b in network.buffers())]
     cuda = {t.device.index for t in places if t.device.type == "cuda"}
     with ExitStack() as stack:
@@ -77,8 +74,9 @@ def guard(model: Callable[[Tensor], Any]) -> Iterator[None]:
             for module, training in modes:
                 if training:
                     module.training = False
-            for p in wanted:
-                p.requires_grad_(False)
+            for p, needed in wanted:
+                if needed:
+                    p.requires_grad_(False)
             yield
             _refuse(sum(int(count) for count in counts.values()))
         except RuntimeError as error:
@@ -91,8 +89,9 @@ def guard(model: Callable[[Tensor], Any]) -> Iterator[None]:
             for module, training in modes:
                 if module.training != training:
                     module.training = training
-            for p in wanted:
-                p.requires_grad_(True)
+            for p, needed in wanted:
+                if p.requires_grad != needed:
+                    p.requires_grad_(needed)
 
 
 def outside_inference(t: Tensor) -> Tensor:
@@ -105,7 +104,7 @@ def outside_inference(t: Tensor) -> Tensor:
 
 
 def logits_of(model: Callable[[Tensor], Any], images: Tensor, top: int) -> Tensor:
-    """The model's answer, in float32 and checked. The one place where models are asked.
+    """The model's answer, in float32 and checked. Here and in `decided` models are asked, and nowhere else.
 
     The model gets a copy of the images, so that it may write into it, in the floating-point type of its first
     parameter. It answers with the logits or with something that has them as its ``logits``.
@@ -122,9 +121,16 @@ def logits_of(model: Callable[[Tensor], Any], images: Tensor, top: int) -> Tenso
         ValueError: the model does not return (B, K), K >= 2; ``top`` is not below K; the logits are not finite (said
             at the end of ``guard`` where they are not on the CPU); the images want a gradient and the logits have none.
     """
+    return _logits_in(_ask(model, images), images, top)
+
+
+def _ask(model: Callable[[Tensor], Any], images: Tensor) -> Any:
     first = next(model.parameters(), None) if isinstance(model, nn.Module) else None
     dtype = first.dtype if first is not None and first.dtype in _IMAGE_TYPES else images.dtype
-    answer = model(images.to(dtype, copy=True))
+    return model(images.to(dtype, copy=True))
+
+
+def _logits_in(answer: Any, images: Tensor, top: int) -> Tensor:
     logits = answer if isinstance(answer, Tensor) else _logits_named_in(answer)
     if logits is None:
         keys = f" with {', '.join(map(str, answer))}" if isinstance(answer, Mapping) else ""
@@ -182,22 +188,25 @@ def checked(model: Callable[[Tensor], Any], *labels: Tensor | None) -> Callable[
     return lambda images: logits_of(model, images, top)
 
 
-def sound(call: Call) -> Call:
-    """An attack's ``__call__`` (or ``run``) during which networks compute faster, its result checked like its input.
+def decided(model: Callable[[Tensor], Any], y: Tensor) -> Callable[[Tensor], Tensor]:
+    """What ``model`` says, for attacks that need no more: it may answer with labels, (n,) whole numbers, or logits.
 
     Args:
-        call: method with the call of ``redlab.batch.Attack``; of a tuple, the first entry counts.
+        model: (n, C, H, W) -> (n,) labels or (n, K) logits, of which the greatest counts.
+        y: (B,) int64 labels in use.
+
+    Returns:
+        A function (n, C, H, W) -> (n,) int64.
     """
+    top = int(y.amax())
 
-    @functools.wraps(call)
-    def attack(
-        self: object, model: nn.Module, x: Tensor, y: Tensor, *, target: Tensor | None = None, rng: Any = None
-    ) -> Any:
-        found = quickly(model, lambda: call(self, model, x, y, target=target, rng=rng))
-        check_images(f"the result of {type(self).__name__}", found[0] if isinstance(found, tuple) else found)
-        return found
+    def said(images: Tensor) -> Tensor:
+        answer = _ask(model, images)
+        if isinstance(answer, Tensor) and answer.shape == images.shape[:1] and not answer.is_floating_point():
+            return answer.to(images.device, torch.int64)
+        return _logits_in(answer, images, top).argmax(1)
 
-    return cast("Call", attack)
+    return said
 
 
 def check_images(name: str, images: Tensor) -> None:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from redlab.attacks.guard import check_inputs, checked, guard, outside_inference, per_row, sound
+from redlab.attacks.base import GuardedAttack
+from redlab.attacks.guard import checked, per_row
 from redlab.attacks.margin import wins
 from redlab.attacks.project import per_pixel
 from redlab.rng import SampleRng
@@ -21,7 +23,7 @@ CHUNK = 1024  # images per call of the victim: a round asks for thousands
 
 
 @dataclass(frozen=True, kw_only=True)
-class LocalSearch:
+class LocalSearch(GuardedAttack):
     """Probes pixels one by one, changes those that matter most, and goes on in their neighbourhood (LocSearchAdv).
 
     With pixel values v in [-1/2, 1/2], a probe sets all channels of one pixel to probe * sign(v), which may lie far
@@ -43,6 +45,7 @@ class LocalSearch:
         ValueError: ``reach``, ``candidates`` or ``seeds`` is out of range.
     """
 
+    targeted: ClassVar[bool] = False
     steps: int | Tensor = 10
     pixels: int | Tensor = 300
     probe: float | Tensor = 10.0
@@ -59,78 +62,54 @@ class LocalSearch:
         if not 0 < self.seeds <= 1:
             raise ValueError(f"seeds must be above 0 and at most 1, got {self.seeds}")
 
-    def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, target: Tensor | None = None, rng: SampleRng | None = None
-    ) -> Tensor:
-        """Attacks every row; see ``redlab.batch.Attack``."""
-        return self.run(model, x, y, target=target, rng=rng)[0]
-
-    @sound
-    def run(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, target: Tensor | None = None, rng: SampleRng | None = None
+    @torch.no_grad()
+    def craft(
+        self, model: nn.Module, x: Tensor, y: Tensor, target: Tensor | None, rng: SampleRng
     ) -> tuple[Tensor, Tensor]:
-        """Like a call, and says what it cost.
-
-        Args:
-            model: as in ``redlab.batch.Attack``, like the other arguments.
-            x: (B, C, H, W).
-            y: (B,).
-            target: None.
-            rng: the draws are called "pixel" in the fork "round <number>".
-
-        Returns:
-            (B, C, H, W) images, (B,) int64 queries that each row used.
-
-        Raises:
-            ValueError: bad input, or a target, since this attack has none.
-        """
-        if target is not None:
-            raise ValueError(f"LocalSearch is untargeted, got target {target.tolist()[:3]}...; leave it out")
-        check_inputs(x, y)
-        with guard(model), torch.no_grad():
-            steps, pixels = (per_row(n, getattr(self, n), x, low=1, whole=True) for n in ("steps", "pixels"))
-            probe, stretch = per_row("probe", self.probe, x), per_row("stretch", self.stretch, x, high=2.0)
-            image, y, rng = outside_inference(x).clone(), outside_inference(y), SampleRng.for_batch(x, rng)
-            classify = checked(model, y)
-            height, width = x.shape[2:]
-            rows, x_adv, used = torch.arange(len(x), device=x.device), torch.empty_like(image), torch.zeros_like(y)
-            first = max(int(self.seeds * height * width), 1)
-            eligible = torch.ones_like(image[:, 0]).flatten(1).bool()
-            step = 0
-            while True:
-                used[rows] += 1
-                done = wins(classify(image), y) | (steps <= step)
-                if bool(done.any()):
-                    x_adv[rows[done]] = image[done]
-                    left = (~done).nonzero()[:, 0]
-                    if len(left) == 0:
-                        return x_adv, used
-                    rows, image, y, steps, pixels, probe, stretch, eligible = (
-                        t[left] for t in (rows, image, y, steps, pixels, probe, stretch, eligible)
-                    )
-                    rng = rng[left]
-                # Those drawn lowest are a fair draw without replacement.
-                lot = rng.fork(f"round {step}").uniform("pixel", height * width).masked_fill(~eligible, math.inf)
-                most = min(self.candidates, first if step == 0 else height * width)
-                lot, place = lot.sort(dim=1, stable=True)
-                asked = lot[:, :most].isfinite()
-                used[rows] += asked.sum(1)
-                row, column = asked.nonzero(as_tuple=True)
-                place = place[row, column]
-                score = image.new_full(eligible.shape, math.inf)
-                for r, p in zip(torch.split(row, CHUNK), torch.split(place, CHUNK), strict=True):
-                    probed = image[r].flatten(2)
-                    n = torch.arange(len(r), device=r.device)
-                    probed[n, :, p] = probe[r, None] * (probed[n, :, p] - 0.5).sign() + 0.5
-                    logits = classify(probed.view_as(image[r]))
-                    # Its logarithm has the order of the probability, and goes on where that is rounded to 1.
-                    score[r, p] = F.log_softmax(logits, 1).gather(1, y[r, None])[:, 0]
-                rank = score.argsort(dim=1, stable=True).argsort(dim=1)
-                changed = (score < math.inf) & (rank < pixels[:, None])
-                value = (image - 0.5) * per_pixel(stretch)
-                value = (value - value.sign() * (value.abs() > 0.5)).clamp_(-0.5, 0.5).add_(0.5)
-                changed = changed.view(-1, 1, height, width)
-                image = torch.where(changed, value, image)
-                near = F.max_pool2d(changed.float(), 2 * self.reach + 1, stride=1, padding=self.reach)
-                eligible = near.flatten(1) > 0
-                step += 1
+        """See ``GuardedAttack``. The cost is in queries. The draws are called "pixel" in the fork "round <number>"."""
+        steps, pixels = (per_row(n, getattr(self, n), x, low=1, whole=True) for n in ("steps", "pixels"))
+        probe, stretch = per_row("probe", self.probe, x), per_row("stretch", self.stretch, x, high=2.0)
+        classify = checked(model, y)
+        height, width = x.shape[2:]
+        image = x.clone()
+        rows, x_adv, used = torch.arange(len(x), device=x.device), torch.empty_like(image), torch.zeros_like(y)
+        first = max(int(self.seeds * height * width), 1)
+        eligible = torch.ones_like(image[:, 0]).flatten(1).bool()
+        step = 0
+        while True:
+            used[rows] += 1
+            done = wins(classify(image), y) | (steps <= step)
+            if bool(done.any()):
+                x_adv[rows[done]] = image[done]
+                left = (~done).nonzero()[:, 0]
+                if len(left) == 0:
+                    return x_adv, used
+                rows, image, y, steps, pixels, probe, stretch, eligible = (
+                    t[left] for t in (rows, image, y, steps, pixels, probe, stretch, eligible)
+                )
+                rng = rng[left]
+            # Those drawn lowest are a fair draw without replacement.
+            lot = rng.fork(f"round {step}").uniform("pixel", height * width).masked_fill(~eligible, math.inf)
+            most = min(self.candidates, first if step == 0 else height * width)
+            lot, place = lot.sort(dim=1, stable=True)
+            asked = lot[:, :most].isfinite()
+            used[rows] += asked.sum(1)
+            row, column = asked.nonzero(as_tuple=True)
+            place = place[row, column]
+            score = image.new_full(eligible.shape, math.inf)
+            for r, p in zip(torch.split(row, CHUNK), torch.split(place, CHUNK), strict=True):
+                probed = image[r].flatten(2)
+                n = torch.arange(len(r), device=r.device)
+                probed[n, :, p] = probe[r, None] * (probed[n, :, p] - 0.5).sign() + 0.5
+                logits = classify(probed.view_as(image[r]))
+                # Its logarithm has the order of the probability, and goes on where that is rounded to 1.
+                score[r, p] = F.log_softmax(logits, 1).gather(1, y[r, None])[:, 0]
+            rank = score.argsort(dim=1, stable=True).argsort(dim=1)
+            changed = (score < math.inf) & (rank < pixels[:, None])
+            value = (image - 0.5) * per_pixel(stretch)
+            value = (value - value.sign() * (value.abs() > 0.5)).clamp_(-0.5, 0.5).add_(0.5)
+            changed = changed.view(-1, 1, height, width)
+            image = torch.where(changed, value, image)
+            near = F.max_pool2d(changed.float(), 2 * self.reach + 1, stride=1, padding=self.reach)
+            eligible = near.flatten(1) > 0
+            step += 1

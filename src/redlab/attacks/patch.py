@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from redlab.attacks.ascend import ascend
-from redlab.attacks.guard import check_inputs, logits_of, per_row, sound
+from redlab.attacks.base import GuardedAttack
+from redlab.attacks.guard import logits_of, per_row
 from redlab.attacks.pgd import PGD
 from redlab.rng import SampleRng
 
 
 @dataclass(frozen=True, kw_only=True)
-class Patch:
+class Patch(GuardedAttack):
     """x <- project(x + step_size * sign grad) inside a square window; outside it no pixel changes.
 
     Each row has its window at a place of its own, all places being equally likely. Unlike LaVAN's, the patch stays
@@ -41,21 +42,16 @@ class Patch:
     steps: int | Tensor = 100
     random_start: bool = True
 
-    @sound
-    def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, target: Tensor | None = None, rng: SampleRng | None = None
-    ) -> Tensor:
-        """Attacks every row; see ``redlab.batch.Attack``."""
-        check_inputs(x, y, target)
+    def craft(self, model: nn.Module, x: Tensor, y: Tensor, target: Tensor | None, rng: SampleRng) -> Tensor:
+        """See ``GuardedAttack``."""
         pgd = PGD(eps=self.eps, step_size=self.step_size, steps=self.steps, random_start=self.random_start)
-        with torch.inference_mode(False):
-            steps, window = pgd.schedule(x, rng), self.window(x, rng)
-            steps = replace(steps, start=torch.where(window, steps.start, x.detach()))
-            order = torch.argsort(steps.steps, descending=True, stable=True)  # in which ascend shows rows to the model
-            goal = None if target is None else target[order]
-            found = ascend(Confined(model, window[order]), x[order], y[order], steps[order], goal)
-            result = torch.empty_like(found)
-            result[order] = found
+        steps, window = pgd.schedule(x, rng), self.window(x, rng)
+        steps = replace(steps, start=torch.where(window, steps.start, x))
+        order = torch.argsort(steps.steps, descending=True, stable=True)  # in which ascend shows rows to the model
+        goal = None if target is None else target[order]
+        found = ascend(Confined(model, window[order]), x[order], y[order], steps[order], goal)
+        result = torch.empty_like(found)
+        result[order] = found
         return result
 
     def window(self, x: Tensor, rng: SampleRng | None = None) -> Tensor:

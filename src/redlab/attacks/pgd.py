@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from redlab.attacks.ascend import GradientSteps, ascend
-from redlab.attacks.guard import check_inputs, per_row, sound
+from redlab.attacks.base import GuardedAttack
+from redlab.attacks.guard import per_row
 from redlab.attacks.project import check_norm, checked_length, random_start
 from redlab.rng import SampleRng
 
 
 @dataclass(frozen=True, kw_only=True)
-class PGD:
+class PGD(GuardedAttack):
     """x <- project(x + step_size * direction): the sign of the gradient (linf) or the unit gradient (l2).
 
     Returns the iterate of highest loss. Costs ``steps`` victim calls with gradient and one without.
@@ -41,12 +42,8 @@ class PGD:
     def __post_init__(self) -> None:
         check_norm(self.norm)
 
-    @sound
-    def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, target: Tensor | None = None, rng: SampleRng | None = None
-    ) -> Tensor:
-        """Attacks every row; see ``redlab.batch.Attack``."""
-        check_inputs(x, y, target)
+    def craft(self, model: nn.Module, x: Tensor, y: Tensor, target: Tensor | None, rng: SampleRng) -> Tensor:
+        """See ``GuardedAttack``."""
         return ascend(model, x, y, self.schedule(x, rng), target)
 
     def schedule(self, x: Tensor, rng: SampleRng | None = None) -> GradientSteps:

@@ -56,6 +56,27 @@ def checked_length(name: str, value: float | Tensor, x: Tensor, norm: str) -> Te
         raise ValueError(f"{error}; images are in [0, 1]: {hint}") from error
 
 
+def check_in_ball(name: str, images: Tensor, x: Tensor, eps: Tensor, norm: str) -> None:
+    """Refuses images that are farther away than their budget and what float32 may add to it.
+
+    Args:
+        name: what they are, for the message.
+        images: (B, C, H, W).
+        x: (B, C, H, W) centres.
+        eps: (B,) radii.
+        norm: "linf" or "l2".
+
+    Raises:
+        ValueError: a row is outside; the message names the farthest.
+    """
+    rounding = 1e-6 if norm == "linf" else 1e-6 * math.sqrt(x[0].numel())
+    distance = _length(images - x, math.inf if norm == "linf" else 2).flatten()
+    beyond = distance - eps * (1 + 1e-5) - rounding
+    if bool((beyond > 0).any()):
+        row = int(beyond.argmax())
+        raise ValueError(f"{name} must be within eps={eps[row]:g} in {norm}, row {row} is {distance[row]:g} away")
+
+
 def per_pixel(values: Tensor) -> Tensor:
     """(B,) -> (B, 1, 1, 1), to be broadcast over images."""
     return values[:, None, None, None]

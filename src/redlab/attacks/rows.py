@@ -15,7 +15,7 @@ from redlab.rng import SampleRng
 
 
 def split_by_steps(
-    attack: Attack, model: nn.Module, x: Tensor, y: Tensor, target: Tensor | None, rng: SampleRng | None
+    attack: Attack, model: nn.Module, x: Tensor, y: Tensor, target: Tensor | None, rng: SampleRng
 ) -> Tensor:
     """Runs ``attack`` once for each number of steps that occurs, on the rows that want it.
 
@@ -25,7 +25,7 @@ def split_by_steps(
         x: (B, C, H, W).
         y: (B,) int64.
         target: (B,) int64 or None.
-        rng: None for the default.
+        rng: one index per row.
 
     Returns:
         (B, C, H, W).
@@ -39,12 +39,10 @@ def split_by_steps(
         for name, value in values.items()
         if isinstance(value, Tensor) and name != "steps"
     }
-    steps, rng = per_row("steps", values["steps"], x, low=1, whole=True), SampleRng.for_batch(x, rng)
-    with torch.inference_mode(False):
-        result = torch.empty_like(x)
-        for count in torch.unique(steps).tolist():
-            rows = (steps == count).nonzero()[:, 0]
-            part: Any = replace(attack, steps=count, **{name: value[rows] for name, value in own.items()})  # type: ignore[type-var]
-            goal = None if target is None else target[rows]
-            result[rows] = part(model, x[rows], y[rows], target=goal, rng=rng[rows])
+    steps, result = per_row("steps", values["steps"], x, low=1, whole=True), torch.empty_like(x)
+    for count in torch.unique(steps).tolist():
+        rows = (steps == count).nonzero()[:, 0]
+        part: Any = replace(attack, steps=count, **{name: value[rows] for name, value in own.items()})  # type: ignore[type-var]
+        goal = None if target is None else target[rows]
+        result[rows] = part(model, x[rows], y[rows], target=goal, rng=rng[rows])
     return result

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from redlab.attacks.guard import check_inputs, checked, guard, is_whole, outside_inference, per_row, sound
+from redlab.attacks.base import GuardedAttack
+from redlab.attacks.guard import checked, is_whole, per_row
 from redlab.attacks.project import checked_length, per_pixel
 from redlab.rng import SampleRng
 
@@ -38,7 +39,7 @@ means are float64, in which neither the square of the least float32 nor that of 
 
 
 @dataclass(frozen=True, kw_only=True)
-class RP2:
+class RP2(GuardedAttack):
     """Lowers penalty * |x' - x|_2 - CE(f(x'), y) by Adam over the pixels of a mask, clipped to [0, 1] after each step.
 
     Equation (3) of the paper, which is (13) of ADD-Defense, without the non-printability and with one view of one
@@ -74,49 +75,43 @@ class RP2:
     def __post_init__(self) -> None:
         _drawn(self.masks, self.canvas)
 
-    @sound
-    def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, target: Tensor | None = None, rng: SampleRng | None = None
-    ) -> Tensor:
-        """Attacks every row; see ``redlab.batch.Attack``. The draws are called "mask" and "start"."""
-        check_inputs(x, y, target)
+    def craft(self, model: nn.Module, x: Tensor, y: Tensor, target: Tensor | None, rng: SampleRng) -> Tensor:
+        """See ``GuardedAttack``. The draws are called "mask" and "start"."""
         lr, penalty = checked_length("lr", self.lr, x, "linf"), per_row("penalty", self.penalty, x)
         steps = per_row("steps", self.steps, x, low=1, whole=True)
-        with guard(model):
-            x, label = outside_inference(x), outside_inference(y if target is None else target)
-            classify, way, rng = checked(model, y, target), 1.0 if target is None else -1.0, SampleRng.for_batch(x, rng)
-            window = self.window(x, rng)
-            start = torch.where(window, rng.uniform("start", *x.shape[1:]), x) if self.random_start else x
+        label, way = (y, 1.0) if target is None else (target, -1.0)
+        classify, window = checked(model, y, target), self.window(x, rng)
+        start = torch.where(window, rng.uniform("start", *x.shape[1:]), x) if self.random_start else x
 
-            # Rows with more steps come first, so that those still at work are a head of the batch.
-            order = torch.argsort(steps, descending=True, stable=True)
-            counts, n = steps[order].tolist(), len(x)
-            x, label, window, lr, penalty, now = (t[order] for t in (x, label, window, lr, penalty, start))
-            best, least = now.clone(), torch.full_like(lr, torch.inf)
-            mean, square = (torch.zeros_like(now, dtype=torch.float64) for _ in range(2))
-            for step in range(counts[0] + 1):
-                while counts[n - 1] < step:
-                    n -= 1
-                now, mean, square = now[:n].detach().requires_grad_(), mean[:n], square[:n]
-                delta = now - x[:n]
-                # Zero is where a norm has no gradient, which is NaN in autograd.
-                norm = delta.square().sum((1, 2, 3)).clamp(min=torch.finfo(delta.dtype).tiny).sqrt()
-                loss = penalty[:n] * norm - way * F.cross_entropy(classify(now), label[:n], reduction="none")
-                better = loss.detach() <= least[:n]  # or equal: a sure victim's loss may be 0 for many steps
-                least[:n] = torch.where(better, loss.detach(), least[:n])
-                best[:n] = torch.where(per_pixel(better), now.detach(), best[:n])
-                if step == counts[0]:
-                    break
-                (grad,) = torch.autograd.grad(loss.sum(), now)
-                grad = torch.nan_to_num(grad).mul_(window[:n]).double()
-                mean = mean.lerp(grad, 0.1)
-                square = (square * 0.999).addcmul_(grad, grad, value=0.001)
-                root = (square / (1.0 - 0.999 ** (step + 1))).sqrt_().add_(_TINY)
-                rate = per_pixel(lr[:n] / (1.0 - 0.9 ** (step + 1)))
-                now = (now.detach() - rate * (mean / root).to(now.dtype)).clamp_(0.0, 1.0)
-            result = torch.empty_like(best)
-            result[order] = best
-            return result
+        # Rows with more steps come first, so that those still at work are a head of the batch.
+        order = torch.argsort(steps, descending=True, stable=True)
+        counts, n = steps[order].tolist(), len(x)
+        x, label, window, lr, penalty, now = (t[order] for t in (x, label, window, lr, penalty, start))
+        best, least = now.clone(), torch.full_like(lr, torch.inf)
+        mean, square = (torch.zeros_like(now, dtype=torch.float64) for _ in range(2))
+        for step in range(counts[0] + 1):
+            while counts[n - 1] < step:
+                n -= 1
+            now, mean, square = now[:n].detach().requires_grad_(), mean[:n], square[:n]
+            delta = now - x[:n]
+            # Zero is where a norm has no gradient, which is NaN in autograd.
+            norm = delta.square().sum((1, 2, 3)).clamp(min=torch.finfo(delta.dtype).tiny).sqrt()
+            loss = penalty[:n] * norm - way * F.cross_entropy(classify(now), label[:n], reduction="none")
+            better = loss.detach() <= least[:n]  # or equal: a sure victim's loss may be 0 for many steps
+            least[:n] = torch.where(better, loss.detach(), least[:n])
+            best[:n] = torch.where(per_pixel(better), now.detach(), best[:n])
+            if step == counts[0]:
+                break
+            (grad,) = torch.autograd.grad(loss.sum(), now)
+            grad = torch.nan_to_num(grad).mul_(window[:n]).double()
+            mean = mean.lerp(grad, 0.1)
+            square = (square * 0.999).addcmul_(grad, grad, value=0.001)
+            root = (square / (1.0 - 0.999 ** (step + 1))).sqrt_().add_(_TINY)
+            rate = per_pixel(lr[:n] / (1.0 - 0.9 ** (step + 1)))
+            now = (now.detach() - rate * (mean / root).to(now.dtype)).clamp_(0.0, 1.0)
+        result = torch.empty_like(best)
+        result[order] = best
+        return result
 
     def window(self, x: Tensor, rng: SampleRng | None = None) -> Tensor:
         """Where each row may change.

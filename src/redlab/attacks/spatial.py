@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from redlab.attacks.guard import check_inputs, checked, guard, outside_inference, per_row, sound
+from redlab.attacks.base import GuardedAttack
+from redlab.attacks.guard import checked, per_row
 from redlab.attacks.margin import margin
 from redlab.attacks.project import per_pixel
 from redlab.rng import SampleRng
@@ -23,7 +24,7 @@ ROUND = 0.01  # pixels: lengths in L_flow are rounded off below, so that its gra
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpatialTransform:
+class SpatialTransform(GuardedAttack):
     """Minimises max(lack, 0) + smoothness * L_flow(f) over a flow field f, lack being the margin plus the confidence.
 
     Pixel p of the result is the clean image read at p + f(p), bilinearly (equation 1), and p + f(p) stays in the image.
@@ -56,66 +57,46 @@ class SpatialTransform:
         if self.flow_loss not in FLOW_LOSSES:
             raise ValueError(f"flow_loss must be one of {', '.join(FLOW_LOSSES)}, got {self.flow_loss!r}")
 
-    def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, target: Tensor | None = None, rng: SampleRng | None = None
-    ) -> Tensor:
-        """Attacks every row; see ``redlab.batch.Attack``. ``rng`` is not used."""
-        return self.run(model, x, y, target=target, rng=rng)[0]
-
-    @sound
-    def run(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, target: Tensor | None = None, rng: SampleRng | None = None
+    def craft(
+        self, model: nn.Module, x: Tensor, y: Tensor, target: Tensor | None, rng: SampleRng
     ) -> tuple[Tensor, Tensor]:
-        """Like a call, and says what it cost.
-
-        Args:
-            model: as in ``redlab.batch.Attack``, like the other arguments.
-            x: (B, C, H, W).
-            y: (B,).
-            target: (B,) or None.
-            rng: not used.
-
-        Returns:
-            (B, C, H, W) images, (B,) int64 gradients that each row used.
-        """
-        check_inputs(x, y, target)
-        with guard(model):  # which the numbers too must be made in, or autograd could not save them
-            smoothness, confidence, lr = (per_row(n, getattr(self, n), x) for n in ("smoothness", "confidence", "lr"))
-            steps = per_row("steps", self.steps, x, low=1, whole=True)
-            x, label = outside_inference(x), outside_inference(y if target is None else target)
-            classify, targeted = checked(model, label), target is not None
-            ends = {0, *steps.tolist()}  # so that the other steps wait for no device
-            rows, whole, used, step = torch.arange(len(x), device=x.device), x, torch.zeros_like(steps), 0
-            flow = torch.zeros_like(x[:, :1]).repeat(1, 2, 1, 1)
-            result, best, first, second = flow.clone(), flow, flow, flow
-            best_rough = torch.full_like(smoothness, math.inf)
-            while True:
-                point = flow.detach().requires_grad_()
-                rough = roughness(point, self.flow_loss)
-                lack = margin(classify(warp(x, point)), label, targeted) + confidence
-                loss = lack.clamp(min=0.0) + smoothness * rough
-                (grad,) = torch.autograd.grad(loss.sum(), point)
-                hit, rough = lack.detach() < 0, rough.detach()
-                better = hit & (rough < best_rough)
-                best = torch.where(per_pixel(better | best_rough.isinf()), flow, best)
-                best_rough = torch.where(better, rough, best_rough)
-                if step in ends:
-                    done = hit if step == 0 else steps <= step
-                    result[rows[done]], used[rows[done]] = best[done], step + 1
-                    left = (~done).nonzero()[:, 0]
-                    if len(left) == 0:
-                        return warp(whole, result), used
-                    rows, x, label, steps, smoothness, confidence, lr = (
-                        t[left] for t in (rows, x, label, steps, smoothness, confidence, lr)
-                    )
-                    flow, grad, first, second, best, best_rough = (
-                        t[left] for t in (flow, grad, first, second, best, best_rough)
-                    )
-                step += 1
-                grad = torch.nan_to_num(grad).clamp_(-STEEP, STEEP)
-                first, second = first.lerp(grad, 1.0 - BETAS[0]), second.lerp(grad.square(), 1.0 - BETAS[1])
-                mean, square = first / (1.0 - BETAS[0] ** step), second / (1.0 - BETAS[1] ** step)
-                flow = inside(flow - per_pixel(lr) * mean / (square.sqrt() + TINY))
+        """See ``GuardedAttack``. The cost is in gradients; ``rng`` is not used."""
+        smoothness, confidence, lr = (per_row(n, getattr(self, n), x) for n in ("smoothness", "confidence", "lr"))
+        steps = per_row("steps", self.steps, x, low=1, whole=True)
+        label, targeted = y if target is None else target, target is not None
+        classify = checked(model, label)
+        ends = {0, *steps.tolist()}  # so that the other steps wait for no device
+        rows, whole, used, step = torch.arange(len(x), device=x.device), x, torch.zeros_like(steps), 0
+        flow = torch.zeros_like(x[:, :1]).repeat(1, 2, 1, 1)
+        result, best, first, second = flow.clone(), flow, flow, flow
+        best_rough = torch.full_like(smoothness, math.inf)
+        while True:
+            point = flow.detach().requires_grad_()
+            rough = roughness(point, self.flow_loss)
+            lack = margin(classify(warp(x, point)), label, targeted) + confidence
+            loss = lack.clamp(min=0.0) + smoothness * rough
+            (grad,) = torch.autograd.grad(loss.sum(), point)
+            hit, rough = lack.detach() < 0, rough.detach()
+            better = hit & (rough < best_rough)
+            best = torch.where(per_pixel(better | best_rough.isinf()), flow, best)
+            best_rough = torch.where(better, rough, best_rough)
+            if step in ends:
+                done = hit if step == 0 else steps <= step
+                result[rows[done]], used[rows[done]] = best[done], step + 1
+                left = (~done).nonzero()[:, 0]
+                if len(left) == 0:
+                    return warp(whole, result), used
+                rows, x, label, steps, smoothness, confidence, lr = (
+                    t[left] for t in (rows, x, label, steps, smoothness, confidence, lr)
+                )
+                flow, grad, first, second, best, best_rough = (
+                    t[left] for t in (flow, grad, first, second, best, best_rough)
+                )
+            step += 1
+            grad = torch.nan_to_num(grad).clamp_(-STEEP, STEEP)
+            first, second = first.lerp(grad, 1.0 - BETAS[0]), second.lerp(grad.square(), 1.0 - BETAS[1])
+            mean, square = first / (1.0 - BETAS[0] ** step), second / (1.0 - BETAS[1] ** step)
+            flow = inside(flow - per_pixel(lr) * mean / (square.sqrt() + TINY))
 
 
 def warp(x: Tensor, flow: Tensor) -> Tensor:

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from redlab.attacks.guard import check_inputs, checked, guard, outside_inference, per_row, sound
+from redlab.attacks.base import GuardedAttack
+from redlab.attacks.guard import checked, guard, per_row
 from redlab.attacks.margin import margin
 from redlab.attacks.project import check_norm, checked_length, per_pixel
 from redlab.rng import SampleRng
@@ -24,7 +25,7 @@ HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Square:
+class Square(GuardedAttack):
     """Proposes a change in a random window, of area p H W, and keeps it where the margin rises (algorithms 1 to 3).
 
     Each row has its own windows and signs; in linf, signs that would change nothing in the window are drawn again. A
@@ -54,68 +55,51 @@ class Square:
         if not 0 < self.p_init <= 1:
             raise ValueError(f"p_init must be above 0 and at most 1, got {self.p_init}")
 
-    def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, target: Tensor | None = None, rng: SampleRng | None = None
-    ) -> Tensor:
-        """Attacks every row; see ``redlab.batch.Attack``."""
-        return self.run(model, x, y, target=target, rng=rng)[0]
-
-    @sound
-    def run(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, target: Tensor | None = None, rng: SampleRng | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Like a call, and says what it cost.
-
-        Args:
-            model: as in ``redlab.batch.Attack``, like the other arguments.
-            x: (B, C, H, W).
-            y: (B,).
-            target: (B,) or None.
-            rng: the draws are called "start", and "window" in the fork "query <number>".
-
-        Returns:
-            (B, C, H, W) images, (B,) int64 queries that each row used.
-        """
-        check_inputs(x, y, target)
-        if self.rescale and isinstance(self.queries, Tensor):
-            return self._run_each(model, x, y, target, SampleRng.for_batch(x, rng))
-        with guard(model), torch.no_grad():
-            x, y, rng = outside_inference(x), outside_inference(y), SampleRng.for_batch(x, rng)
-            eps = per_pixel(checked_length("eps", self.eps, x, self.norm))
-            queries = per_row("queries", self.queries, x, low=1, whole=True)
-            label, targeted = y if target is None else outside_inference(target), target is not None
-            classify = checked(model, y, target)
-            start, propose = (_stripes, _linf_window) if self.norm == "linf" else (_tiles, _l2_window)
-            x_adv, used, rows = torch.empty_like(x), torch.zeros_like(queries), torch.arange(len(x), device=x.device)
-            best, span = start(x, eps, rng), int(queries[0]) if self.rescale else SPAN
-            score, query = -margin(classify(best), label, targeted), 1
-            while True:
-                done = (score > 0) | (queries <= query)
-                if bool(done.any()):
-                    x_adv[rows[done]], used[rows[done]] = best[done], query
-                    left = (~done).nonzero()[:, 0]
-                    if len(left) == 0:
-                        return x_adv, used
-                    rows, x, label, eps, queries = (t[left] for t in (rows, x, label, eps, queries))
-                    best, score, rng = best[left], score[left], rng[left]
-                share = self.p_init * shrinking(query, span)
-                tried = propose(x, best, eps, share, rng.fork(f"query {query}"))
-                result = -margin(classify(tried), label, targeted)
-                better = result > score
-                best, score = torch.where(per_pixel(better), tried, best), torch.where(better, result, score)
-                query += 1
-
-    def _run_each(
+    @torch.no_grad()
+    def craft(
         self, model: nn.Module, x: Tensor, y: Tensor, target: Tensor | None, rng: SampleRng
     ) -> tuple[Tensor, Tensor]:
-        """A run for each number of queries that occurs, since windows shrink in step with it."""
+        """See ``GuardedAttack``. The cost is in queries.
+
+        The draws are called "start", and "window" in the fork "query <number>".
+        """
+        if self.rescale and isinstance(self.queries, Tensor):
+            return self._craft_each(model, x, y, target, rng)
+        eps = per_pixel(checked_length("eps", self.eps, x, self.norm))
+        queries = per_row("queries", self.queries, x, low=1, whole=True)
+        label, targeted = y if target is None else target, target is not None
+        classify = checked(model, y, target)
+        start, propose = (_stripes, _linf_window) if self.norm == "linf" else (_tiles, _l2_window)
+        x_adv, used, rows = torch.empty_like(x), torch.zeros_like(queries), torch.arange(len(x), device=x.device)
+        best, span = start(x, eps, rng), int(queries[0]) if self.rescale else SPAN
+        score, query = -margin(classify(best), label, targeted), 1
+        while True:
+            done = (score > 0) | (queries <= query)
+            if bool(done.any()):
+                x_adv[rows[done]], used[rows[done]] = best[done], query
+                left = (~done).nonzero()[:, 0]
+                if len(left) == 0:
+                    return x_adv, used
+                rows, x, label, eps, queries = (t[left] for t in (rows, x, label, eps, queries))
+                best, score, rng = best[left], score[left], rng[left]
+            share = self.p_init * shrinking(query, span)
+            tried = propose(x, best, eps, share, rng.fork(f"query {query}"))
+            result = -margin(classify(tried), label, targeted)
+            better = result > score
+            best, score = torch.where(per_pixel(better), tried, best), torch.where(better, result, score)
+            query += 1
+
+    def _craft_each(
+        self, model: nn.Module, x: Tensor, y: Tensor, target: Tensor | None, rng: SampleRng
+    ) -> tuple[Tensor, Tensor]:
+        """A search for each number of queries that occurs, since windows shrink in step with it."""
         eps, queries = per_row("eps", self.eps, x), per_row("queries", self.queries, x, low=1, whole=True)
-        with torch.inference_mode(False):
-            x_adv, used = torch.empty_like(x), torch.zeros_like(queries)
-            for count in torch.unique(queries).tolist():
-                rows = (queries == count).nonzero()[:, 0]
-                part, goal = replace(self, queries=count, eps=eps[rows]), None if target is None else target[rows]
-                x_adv[rows], used[rows] = part.run(model, x[rows], y[rows], target=goal, rng=rng[rows])
+        x_adv, used = torch.empty_like(x), torch.zeros_like(queries)
+        for count in torch.unique(queries).tolist():
+            rows = (queries == count).nonzero()[:, 0]
+            part, goal = replace(self, queries=count, eps=eps[rows]), None if target is None else target[rows]
+            with guard(model):  # each run seeds a model that draws
+                x_adv[rows], used[rows] = part.craft(model, x[rows], y[rows], goal, rng[rows])
         return x_adv, used
 
 

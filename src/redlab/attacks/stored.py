@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from redlab.attacks.guard import guard, is_whole, logits_of, per_row, sound
+from redlab.attacks.base import GuardedAttack
+from redlab.attacks.guard import guard, is_whole, logits_of, per_row
 from redlab.attacks.margin import margin, wins
 from redlab.attacks.pgd import PGD
 from redlab.attacks.project import NORMS, per_pixel
@@ -22,7 +23,7 @@ HALVINGS = 4  # of the way between the first growth that fools and the one befor
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stored:
+class Stored(GuardedAttack):
     """``attack``, its result rounded to multiples of 1 / ``levels`` so that what fooled the model still does.
 
     Where rounding to the nearest grey value undoes a success, the perturbation grows a little before it is rounded:
@@ -52,14 +53,10 @@ class Stored:
         if not is_whole(self.levels) or self.levels < 2:
             raise ValueError(f"levels must be a whole number, at least 2, got {self.levels!r}")
 
-    @sound
-    def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, target: Tensor | None = None, rng: SampleRng | None = None
-    ) -> Tensor:
-        """Attacks every row; see ``redlab.batch.Attack``."""
+    def craft(self, model: nn.Module, x: Tensor, y: Tensor, target: Tensor | None, rng: SampleRng) -> Tensor:
+        """See ``GuardedAttack``."""
         x_adv = self.attack(model, x, y, target=target, rng=rng)
-        with torch.inference_mode(False):
-            return on_grid(model, x.detach(), x_adv, y, target, self.levels, Limits.of(self.attack, x))[0]
+        return on_grid(model, x, x_adv, y, target, self.levels, Limits.of(self.attack, x))[0]
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,7 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from redlab.attacks.guard import check_inputs, checked, guard, is_whole, outside_inference, per_row, sound
+from redlab.attacks.base import GuardedAttack
+from redlab.attacks.guard import checked, is_whole, per_row
 from redlab.attacks.margin import margin
 from redlab.attacks.project import checked_length, per_pixel
 from redlab.attacks.transport import Window, price_of, project_plan
@@ -36,7 +37,7 @@ PIECE = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class WassersteinPGD:
+class WassersteinPGD(GuardedAttack):
     """x <- clip(project(x + step_size * sign(gradient))), the projection by Sinkhorn iterations (Wong et al.).
 
     The projection (their algorithm 1, equation 8) has an entropic term, which blurs and spends budget: at the default
@@ -73,12 +74,8 @@ class WassersteinPGD:
     def __post_init__(self) -> None:
         _check(self.window, self.dual_steps, self.tolerance)
 
-    @sound
-    def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, target: Tensor | None = None, rng: SampleRng | None = None
-    ) -> Tensor:
-        """Attacks every row; see ``redlab.batch.Attack``. ``rng`` is not used."""
-        check_inputs(x, y, target)
+    def craft(self, model: nn.Module, x: Tensor, y: Tensor, target: Tensor | None, rng: SampleRng) -> Tensor:
+        """See ``GuardedAttack``. ``rng`` is not used."""
         window, length = Window(self.window, x.device), checked_length("step_size", self.step_size, x, "linf")
         growth = per_row("growth", self.growth, x, low=1.0)
 
@@ -93,7 +90,7 @@ class WassersteinPGD:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WassersteinFrankWolfe:
+class WassersteinFrankWolfe(GuardedAttack):
     """z <- z + 2 / (t + 2) * (v - z), v the point of the ball that is farthest along the gradient (Wu et al.).
 
     v maximises <plan, gradient> + entropy * (entropy of the plan) over the plans within the budget, with the gradient
@@ -124,12 +121,8 @@ class WassersteinFrankWolfe:
     def __post_init__(self) -> None:
         _check(self.window, self.dual_steps, self.tolerance)
 
-    @sound
-    def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, target: Tensor | None = None, rng: SampleRng | None = None
-    ) -> Tensor:
-        """Attacks every row; see ``redlab.batch.Attack``. ``rng`` is not used."""
-        check_inputs(x, y, target)
+    def craft(self, model: nn.Module, x: Tensor, y: Tensor, target: Tensor | None, rng: SampleRng) -> Tensor:
+        """See ``GuardedAttack``. ``rng`` is not used."""
         window = Window(self.window, x.device)
 
         def step(rows: _Rows, grad: Tensor) -> _Rows:
@@ -169,6 +162,7 @@ class _Rows(NamedTuple):
         return self._replace(**kept)
 
 
+@torch.no_grad()
 def _climb(
     attack: WassersteinPGD | WassersteinFrankWolfe,
     model: nn.Module,
@@ -193,48 +187,46 @@ def _climb(
     farthest = math.hypot(attack.window // 2, attack.window // 2)
     eps, steps = per_row("eps", attack.eps, x, high=farthest), per_row("steps", attack.steps, x, low=1, whole=True)
     entropy = per_row("entropy", attack.entropy, x, low=LEAST_ENTROPY)
-    with guard(model), torch.no_grad():
-        x, label = outside_inference(x), outside_inference(y if target is None else target)
-        classify = in_pieces(checked(model, y, target), 1 if x.device.type == "cpu" else PIECE)
-        sign, result = 1.0 if target is None else -1.0, x.clone()
-        # Plans in float64: a small entropic term blows up last bits, which depend on how the batch was cut.
-        mass, budget = x.double(), eps.double()
-        rows = _Rows(
-            row=torch.arange(len(x), device=x.device),
-            x=mass,
-            label=label,
-            eps=budget,
-            entropy=entropy.double(),
-            steps=steps,
-            image=mass,
-            best=x,
-            best_loss=torch.full_like(eps, -torch.inf),
-            score=torch.zeros_like(mass),
-            price=torch.zeros_like(budget),
+    classify = in_pieces(checked(model, y, target), 1 if x.device.type == "cpu" else PIECE)
+    sign, result = 1.0 if target is None else -1.0, x.clone()
+    # Plans in float64: a small entropic term blows up last bits, which depend on how the batch was cut.
+    mass, budget = x.double(), eps.double()
+    rows = _Rows(
+        row=torch.arange(len(x), device=x.device),
+        x=mass,
+        label=y if target is None else target,
+        eps=budget,
+        entropy=entropy.double(),
+        steps=steps,
+        image=mass,
+        best=x,
+        best_loss=torch.full_like(eps, -torch.inf),
+        score=torch.zeros_like(mass),
+        price=torch.zeros_like(budget),
+    )
+    stuck = (eps <= 0.0) | (x.sum((1, 2, 3)) <= 0.0)
+    while True:
+        with torch.enable_grad():
+            point = rows.image.float().clamp_(0.0, 1.0).requires_grad_()
+            logits = classify(point)
+            loss = F.cross_entropy(logits, rows.label, reduction="none").mul(sign)
+            (grad,) = torch.autograd.grad(loss.sum(), point)
+        point, loss, grad = point.detach(), loss.detach(), torch.nan_to_num(grad).double()
+        won = stop_at_success & (margin(logits.detach(), rows.label, target is not None) < 0)
+        better = won | (loss >= rows.best_loss) if rows.step else won
+        rows = rows._replace(
+            best=torch.where(per_pixel(better), point, rows.best),
+            best_loss=torch.where(better, loss, rows.best_loss),
         )
-        stuck = (eps <= 0.0) | (x.sum((1, 2, 3)) <= 0.0)
-        while True:
-            with torch.enable_grad():
-                point = rows.image.float().clamp_(0.0, 1.0).requires_grad_()
-                logits = classify(point)
-                loss = F.cross_entropy(logits, rows.label, reduction="none").mul(sign)
-                (grad,) = torch.autograd.grad(loss.sum(), point)
-            point, loss, grad = point.detach(), loss.detach(), torch.nan_to_num(grad).double()
-            won = stop_at_success & (margin(logits.detach(), rows.label, target is not None) < 0)
-            better = won | (loss >= rows.best_loss) if rows.step else won
-            rows = rows._replace(
-                best=torch.where(per_pixel(better), point, rows.best),
-                best_loss=torch.where(better, loss, rows.best_loss),
-            )
-            done = won | (rows.steps <= rows.step) | (grad == 0.0).flatten(1).all(1)
-            done |= stuck if rows.step == 0 else False
-            if bool(done.any()):
-                result[rows.row[done]] = rows.best[done]
-                left = (~done).nonzero()[:, 0]
-                if len(left) == 0:
-                    return result
-                rows, grad = rows.only(left), grad[left]
-            rows = step(rows, grad)._replace(step=rows.step + 1)
+        done = won | (rows.steps <= rows.step) | (grad == 0.0).flatten(1).all(1)
+        done |= stuck if rows.step == 0 else False
+        if bool(done.any()):
+            result[rows.row[done]] = rows.best[done]
+            left = (~done).nonzero()[:, 0]
+            if len(left) == 0:
+                return result
+            rows, grad = rows.only(left), grad[left]
+        rows = step(rows, grad)._replace(step=rows.step + 1)
 
 
 def in_pieces(classify: Callable[[Tensor], Tensor], size: int) -> Callable[[Tensor], Tensor]:

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from redlab.attacks.guard import check_inputs, guard, is_whole, logits_of, sound
+from redlab.attacks.base import GuardedAttack
+from redlab.attacks.guard import is_whole, logits_of
 from redlab.attacks.pgd import PGD
 from redlab.attacks.project import checked_length
 from redlab.batch import Attack, Restorer, estimate
@@ -95,7 +96,7 @@ class Expected(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BPDA:
+class BPDA(GuardedAttack):
     """Backward pass differentiable approximation: ``attack`` on a ``Defended``, whose restorer counts as identity.
 
     Forward exact f(g(x)), backward the gradient of f at g(x). For restorers whose own gradient is missing or misleads;
@@ -107,14 +108,11 @@ class BPDA:
 
     attack: Attack = field(default_factory=PGD)
 
-    @sound
-    def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, target: Tensor | None = None, rng: SampleRng | None = None
-    ) -> Tensor:
-        """Attacks every row; see ``redlab.batch.Attack``.
+    def craft(self, model: nn.Module, x: Tensor, y: Tensor, target: Tensor | None, rng: SampleRng) -> Tensor:
+        """See ``GuardedAttack``.
 
         Raises:
-            ValueError: bad input, or ``model`` is not a ``Defended``, or its restorer changes the shape of images.
+            ValueError: ``model`` is not a ``Defended``, or its restorer changes the shape of images.
         """
         if not isinstance(model, Defended):
             raise ValueError(f"BPDA attacks a Defended(restorer, victim), got {type(model).__name__}")
@@ -122,7 +120,7 @@ class BPDA:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EOT:
+class EOT(GuardedAttack):
     """Expectation over a model that draws: ``attack`` on log E[softmax f(x)], estimated afresh at each call.
 
     The model's own draws come from torch's generator, which ``guard`` seeds: the same batch gives the same result, but
@@ -139,16 +137,13 @@ class EOT:
     def __post_init__(self) -> None:
         _check_samples(self.samples)
 
-    @sound
-    def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, target: Tensor | None = None, rng: SampleRng | None = None
-    ) -> Tensor:
-        """Attacks every row; see ``redlab.batch.Attack``."""
+    def craft(self, model: nn.Module, x: Tensor, y: Tensor, target: Tensor | None, rng: SampleRng) -> Tensor:
+        """See ``GuardedAttack``."""
         return self.attack(Expected(model, self.samples), x, y, target=target, rng=rng)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SmoothedPGD:
+class SmoothedPGD(GuardedAttack):
     """PGD on the Gaussian-smoothed classifier E_n[softmax f(x + n)], n ~ N(0, sigma^2): equation (6) of Salman et al.
 
     The draws of n are the same at every step, as theirs are, and for every row, so that no row depends on another; they
@@ -179,18 +174,12 @@ class SmoothedPGD:
         _check_samples(self.samples)
         self._inner()
 
-    @sound
-    def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, target: Tensor | None = None, rng: SampleRng | None = None
-    ) -> Tensor:
-        """Attacks every row; see ``redlab.batch.Attack``. The draw is called "smoothing"."""
-        check_inputs(x, y, target)
+    def craft(self, model: nn.Module, x: Tensor, y: Tensor, target: Tensor | None, rng: SampleRng) -> Tensor:
+        """See ``GuardedAttack``. The draw is called "smoothing"."""
         sigma = checked_length("sigma", self.sigma, x[:1], "linf")
-        rng = SampleRng.for_batch(x, rng)
-        with guard(model):
-            draws = SampleRng(rng.seed, rng.stage, rng.epoch, torch.arange(self.samples, device=x.device), rng.path)
-            noise = draws.normal("smoothing", *x.shape[1:]).mul_(sigma)
-            return self._inner()(Expected(model, self.samples, noise), x, y, target=target, rng=rng)
+        draws = SampleRng(rng.seed, rng.stage, rng.epoch, torch.arange(self.samples, device=x.device), rng.path)
+        noise = draws.normal("smoothing", *x.shape[1:]).mul_(sigma)
+        return self._inner()(Expected(model, self.samples, noise), x, y, target=target, rng=rng)
 
     def _inner(self) -> PGD:
         return PGD(

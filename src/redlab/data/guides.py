@@ -40,6 +40,10 @@ class Guides:
             self._bank = self._read()
         return self._bank(x, y, target, rng)
 
+    def describe(self) -> dict[str, int]:
+        """What decides the guides beside the data."""
+        return {"per_class": self.per_class}
+
     def _read(self) -> GuideBank:
         train = (self.source if isinstance(self.source, Splits) else self.source()).train
         wanted = torch.full((len(train.classes),), self.per_class)

@@ -14,6 +14,7 @@ from redlab.crafting import AttackMix, Cell
 from redlab.data.folder import FolderSource, check_images
 from redlab.data.loader import EpochLoader, EpochSampler
 from redlab.data.sources import Splits
+from redlab.evaluation import Evaluator
 from redlab.rng import generator
 
 
@@ -143,13 +144,19 @@ class AttackDataModule(LightningDataModule):
         """Names of the classes."""
         return tuple(self.splits.train.classes)
 
-    def attach(self, method: nn.Module) -> None:
-        """Makes a method the defence that attackers with ``knowledge="defence"`` know.
+    def attach(self, method: Any, judges: Sequence[str] | None = None) -> None:
+        """Makes a method the defence that attackers can know, and hands it what it is to be evaluated by.
 
         Args:
-            method: what is trained or tested.
+            method: of ``redlab.methods``, or any module with a capability.
+            judges: victims that judge every image; None: the one that was attacked.
         """
         self.defence = method
+        told = {attack: self.mix.setting_names(attack) for attack in range(len(self.mix.attack_names))}
+        settings = {attack: names for attack, names in told.items() if names}
+        method.evaluator = Evaluator(
+            victims=self.victims, attack_names=self.mix.attack_names, setting_names=settings, judges=judges
+        )
 
     @property
     def test_cells(self) -> list[Cell]:

@@ -14,8 +14,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from redlab.batch import AttackBatch, Restorer, attacked_images, capabilities, estimate
-from redlab.methods.examples import Examples
-from redlab.metrics import RestorationMetrics
+from redlab.evaluation import Evaluator, gathered
+from redlab.methods.examples import Examples, Said
+from redlab.metrics import Samples, numbers
 from redlab.victims import state_hash
 from redlab.victims.classifier import check_finite
 
@@ -26,17 +27,18 @@ SchedulerPartial = Callable[[Optimizer], LRScheduler]
 class Method(LightningModule):
     """Base of the methods: a method adds its networks, its ``training_step`` and its capabilities.
 
-    Validation and test need a data module with ``mix.attack_names``, ``victims`` and, for test, ``test_cells``. They
-    evaluate what the method can do: here restoration, if it is a ``Restorer``. Keys are ``val/<metric>`` and
-    ``test/<metric>``; test cells whose attack knows of the method go under ``test/adaptive_<metric>``.
+    Validation and test measure what the method can do (``redlab.evaluation``). Numbers are logged as ``val/<number>``
+    and ``test/<number>``, see ``redlab.metrics.numbers``.
 
     Attributes:
         frozen: names of helper networks that training never changes. They stay in eval mode and out of checkpoints,
             which hold their sha256 instead.
         monitor: key that picks the best checkpoint.
         monitor_mode: "max" or "min".
+        evaluator: what measures it; the data module hands it over (``AttackDataModule.attach``).
         results: ``test/...`` numbers of the last test.
-        examples: after a test, a few pairs of every cell with an attack on the victim, and their restorations, on
+        samples: the rows of the last test, of all processes.
+        examples: after a test, a few pairs of every cell with an attack on the victim, and what was said of them, on
             the CPU; see ``Examples``.
         run: of a method from ``redlab.load``, what it was made with: ``config``, ``victims``, ``mix`` and ``data``.
 
@@ -54,8 +56,12 @@ class Method(LightningModule):
         super().__init__()
         self.optimizer_partial = optimizer
         self.scheduler_partial = scheduler
+        self.evaluator: Evaluator | None = None
         self.results: dict[str, float] = {}
-        self.examples: list[tuple[AttackBatch, Tensor]] = []
+        self.samples: Samples | None = None
+        self.examples: list[tuple[AttackBatch, Said]] = []
+        self._rows: list[Samples] = []
+        self._kept: dict[int, Examples] = {}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """One optimiser over all that is trained."""
@@ -100,47 +106,59 @@ class Method(LightningModule):
     def _is_frozen(self, key: str) -> bool:
         return key.split(".", 1)[0] in self.frozen
 
-    @property
-    def _data(self) -> Any:
-        return cast(Any, self.trainer).datamodule
+    def _evaluated(self, batch: AttackBatch) -> tuple[AttackBatch, Said]:
+        """Measures the valid images of a batch and keeps the rows; gives the pairs and what was said, on the CPU."""
+        if self.evaluator is None:
+            raise ValueError("nobody has said by what to evaluate: data.attach(method), of the data module, does")
+        rows, answers = self.evaluator(self, batch)
+        self._rows.append(rows)
+        one_judge = rows.where(judge=rows.values("judge")[:1]) if self.evaluator.judges and len(rows) else rows
+        said = dict(one_judge.columns)
+        if answers.restored is not None:
+            said["restored"] = answers.restored[batch.valid].cpu()
+        if answers.class_logits is not None:
+            said["answer"] = answers.class_logits[batch.valid].argmax(1).cpu()
+        return batch[batch.valid].map(Tensor.cpu), said
 
-    def setup(self, stage: str) -> None:
-        """Builds the metrics, whose cells are the data module's attacks and victims."""
-        if stage == "predict":  # which needs no data module
-            return
-        names = tuple(self._data.mix.attack_names), tuple(self._data.victims)
-        self.metrics, self.adaptive_metrics = RestorationMetrics(*names), RestorationMetrics(*names)
+    def on_validation_epoch_start(self) -> None:
+        """Begins with no rows."""
+        self._rows = []
 
     def validation_step(self, batch: AttackBatch, batch_idx: int) -> None:
         """Evaluates a batch."""
-        self._evaluate(batch, self.metrics)
+        self._evaluated(batch)
 
     def on_validation_epoch_end(self) -> None:
-        """Logs the validation metrics."""
-        self._log_metrics("val/", self.metrics)
+        """Logs the numbers of all rows as ``val/...``."""
+        self._log_numbers("val/", gathered(self._rows))
 
     def on_test_start(self) -> None:
         """Forgets the last test."""
-        self.results, self.examples = {}, []
-        self._kept = [Examples(number) for number in range(len(self._data.test_cells))]
+        self.results, self.samples, self.examples, self._rows, self._kept = {}, None, [], [], {}
 
     def test_step(self, batch: AttackBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Evaluates a batch of one test cell."""
-        adaptive = self._data.test_cells[dataloader_idx].knowledge != 0
-        evaluated = self._evaluate(batch, self.adaptive_metrics if adaptive else self.metrics)
-        if evaluated is not None and not adaptive:
-            self._kept[dataloader_idx].add(batch, *evaluated)
+        """Evaluates a batch of one cell."""
+        kept = self._kept.setdefault(dataloader_idx, Examples(dataloader_idx))
+        pairs, said = self._evaluated(batch)
+        if len(pairs):
+            kept.add(pairs, said)
 
     def on_test_epoch_end(self) -> None:
-        """Logs the test metrics, keeps them in ``results``, and gathers the examples of all processes."""
+        """Gathers rows and examples of all processes, and logs the numbers as ``test/...``."""
         if self.trainer.world_size > 1:
-            gathered: list[Any] = [None] * self.trainer.world_size
-            dist.all_gather_object(gathered, self._kept)
-            for number, kept in enumerate(self._kept):
-                kept.join([process[number] for process in gathered])
-        self.examples = [pairs for kept in self._kept for pairs in kept.pairs()]
-        self.results = self._log_metrics("test/", self.metrics)
-        self.results |= self._log_metrics("test/adaptive_", self.adaptive_metrics)
+            everywhere: list[Any] = [None] * self.trainer.world_size
+            dist.all_gather_object(everywhere, self._kept)
+            for cell, kept in self._kept.items():
+                kept.join([process[cell] for process in everywhere])
+        self.examples = [pairs for _, kept in sorted(self._kept.items()) for pairs in kept.pairs()]
+        self.samples = gathered(self._rows)
+        self.results = self._log_numbers("test/", self.samples)
+
+    def _log_numbers(self, prefix: str, rows: Samples) -> dict[str, float]:
+        values = {prefix + key: value for key, value in numbers(rows).items()} if len(rows) else {}
+        for key, value in values.items():  # already the same on all ranks: sync_dist only says so
+            self.log(key, value, prog_bar=key == self.monitor, sync_dist=True, batch_size=1)
+        return values
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """What the method says of a batch, for ``trainer.predict``.
@@ -191,32 +209,3 @@ class Method(LightningModule):
         with torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad):
             answer = estimate(cast(Restorer, self), x.to(self.device, torch.float32))
             return answer.float().clamp(0, 1).to(x.device)
-
-    def _evaluate(self, batch: AttackBatch, metrics: RestorationMetrics) -> tuple[Tensor, Tensor] | None:
-        """Restores a batch and measures it with each row's victim; None if the method does not restore.
-
-        Returns:
-            The restorations, and (3, B) bool: whether the victim is right on the clean, attacked and restored images.
-        """
-        if not isinstance(self, Restorer):
-            return None
-        restored = estimate(self, batch.adv).float()
-        images = torch.stack([batch.clean, batch.adv, restored, batch.adv - restored + batch.clean])
-        right = torch.zeros(3, len(batch), dtype=torch.bool, device=restored.device)
-        with torch.autocast(self.device.type, enabled=False):  # logits in full precision, whatever the training
-            for v, victim in enumerate(self._data.victims.values()):
-                rows = (batch.victim == v).nonzero()[:, 0]
-                if len(rows):
-                    logits = victim(images[:, rows].flatten(0, 1)).chunk(len(images))
-                    metrics.update(batch[rows], restored[rows], *logits)
-                    right[:, rows] = torch.stack(logits[:3]).argmax(2) == batch.label[rows]
-        return restored, right
-
-    def _log_metrics(self, prefix: str, metrics: RestorationMetrics) -> dict[str, float]:
-        if not metrics.update_called:
-            return {}
-        values = {prefix + key: value for key, value in metrics.compute().items()}
-        for key, value in values.items():  # already the same on all ranks: sync_dist only says so
-            self.log(key, value, prog_bar=key == f"{prefix}restored_accuracy", sync_dist=True, batch_size=1)
-        metrics.reset()
-        return values

@@ -1,14 +1,17 @@
-"""A few attacked images of a test and their restorations, for the eye: successes and failures."""
+"""A few attacked images of a test and what the defence said of them, for the eye: successes and failures."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from redlab.batch import CLEAN, AttackBatch
+from redlab.batch import AttackBatch
 
 PER_KIND = 2
-"""Pairs kept of a kind: repaired, not repaired, and those whose attack did not change a right answer."""
+"""Pairs kept of a kind: defended, not defended, and those whose attack did not change a right answer."""
+
+Said = dict[str, Tensor]
+"""About N images by name, (N, ...) each: ``restored``, ``answer`` (a class) and columns of the evaluation's rows."""
 
 
 class Examples:
@@ -23,37 +26,37 @@ class Examples:
 
     def __init__(self, cell: int) -> None:
         self.cell = cell
-        self.kept: list[tuple[AttackBatch, Tensor, Tensor]] = []  # at most one: pairs, restorations, kinds
+        self.kept: list[tuple[AttackBatch, Said, Tensor]] = []  # at most one: pairs, answers, kinds
 
-    def add(self, batch: AttackBatch, restored: Tensor, right: Tensor) -> None:
+    def add(self, batch: AttackBatch, said: Said) -> None:
         """Looks through a batch.
 
         Args:
-            batch: B pairs; clean and invalid rows are passed over.
-            restored: (B, C, H, W) estimates of the clean images.
-            right: (3, B) bool, whether the victim is right on the clean, the attacked and the restored image.
+            batch: B pairs; those not attacked, or by somebody who knew the defence, are passed over.
+            said: about each, with the columns ``right_clean``, ``right_attacked`` and ``right`` among it.
         """
-        clean, attacked, repaired = right
-        kinds = torch.where(clean & ~attacked, torch.where(repaired, 0, 1), 2)
-        rows = (batch.valid & (batch.attack != CLEAN)).nonzero()[:, 0]
+        fooled = (said["right_clean"] > 0) & (said["right_attacked"] == 0)
+        kinds = torch.where(fooled, torch.where(said["right"] > 0, 0, 1), 2)
+        rows = (batch.attacked & (batch.knowledge == 0)).nonzero()[:, 0]
         rows = rows[self._least(batch.index[rows], kinds[rows])]
-        self._keep([*self.kept, (batch[rows].map(Tensor.cpu), restored[rows].cpu(), kinds[rows].cpu())])
+        self._keep([*self.kept, (batch[rows], {name: values[rows] for name, values in said.items()}, kinds[rows])])
 
     def join(self, others: list[Examples]) -> None:
         """Takes in what other processes kept of the same cell."""
         self._keep([part for other in others for part in other.kept])
 
-    def pairs(self) -> list[tuple[AttackBatch, Tensor]]:
-        """Pairs and their restorations, repaired ones and others in turn; an empty list if the cell had none."""
-        return [(batch, restored) for batch, restored, _ in self.kept]
+    def pairs(self) -> list[tuple[AttackBatch, Said]]:
+        """Pairs and what was said of them, defended ones and others in turn; an empty list if the cell had none."""
+        return [(batch, said) for batch, said, _ in self.kept]
 
-    def _keep(self, parts: list[tuple[AttackBatch, Tensor, Tensor]]) -> None:
+    def _keep(self, parts: list[tuple[AttackBatch, Said, Tensor]]) -> None:
         parts = [part for part in parts if len(part[0])]
         if parts:
-            batches, restorations, kinds = (list(column) for column in zip(*parts, strict=True))
-            batch, restored, kind = AttackBatch.cat(batches), torch.cat(restorations), torch.cat(kinds)
+            batches, answers, kinds = (list(column) for column in zip(*parts, strict=True))
+            batch, kind = AttackBatch.cat(batches), torch.cat(kinds)
             rows = self._least(batch.index, kind)
-            self.kept = [(batch[rows], restored[rows], kind[rows])]
+            said = {name: torch.cat([part[name] for part in answers])[rows] for name in answers[0]}
+            self.kept = [(batch[rows], said, kind[rows])]
 
     def _least(self, index: Tensor, kinds: Tensor) -> Tensor:
         """Rows to keep: the first of each kind, then the second of each, and so on."""

@@ -1,6 +1,33 @@
-"""Metrics: pure functions per image, and the torchmetrics class that averages them over cells."""
+"""Metrics: measures per image, the rows that hold them, and reductions of rows."""
 
 from redlab.metrics.functional import cosine, logit_distance, pixel_distance, prediction_alignment, psnr
-from redlab.metrics.restoration import RestorationMetrics
+from redlab.metrics.reductions import (
+    auroc,
+    calibration_error,
+    cell_mean,
+    confusion,
+    numbers,
+    roc,
+    score_names,
+    tpr_at_fpr,
+    worst,
+)
+from redlab.metrics.samples import Samples
 
-__all__ = ["RestorationMetrics", "cosine", "logit_distance", "pixel_distance", "prediction_alignment", "psnr"]
+__all__ = [
+    "Samples",
+    "auroc",
+    "calibration_error",
+    "cell_mean",
+    "confusion",
+    "cosine",
+    "logit_distance",
+    "numbers",
+    "pixel_distance",
+    "prediction_alignment",
+    "psnr",
+    "roc",
+    "score_names",
+    "tpr_at_fpr",
+    "worst",
+]

@@ -1,27 +1,26 @@
-"""What a run shows: figures, tables and one HTML page. Knows tensors and numbers, not methods, attacks or Hydra."""
+"""What a run shows: figures, tables and one HTML page. Knows tensors and rows, not methods, attacks or Hydra."""
 
-from redlab.report.figures import (
-    accuracy_bars,
-    comparison,
-    log_figure,
-    restoration_grid,
-    save_figure,
-    training_curves,
-)
+from redlab.report.canvas import log_figure, save_figure
+from redlab.report.figures import accuracy_bars, comparison, confusion_map, roc_curves, training_curves
 from redlab.report.html import write_report
-from redlab.report.tables import ACCURACIES, Table, console, markdown, metrics_table
+from redlab.report.measures import Tile, headline
+from redlab.report.pictures import restoration_grid, verdict_grid
+from redlab.report.tables import Table, console, markdown
 
 __all__ = [
-    "ACCURACIES",
     "Table",
+    "Tile",
     "accuracy_bars",
     "comparison",
+    "confusion_map",
     "console",
+    "headline",
     "log_figure",
     "markdown",
-    "metrics_table",
     "restoration_grid",
+    "roc_curves",
     "save_figure",
     "training_curves",
+    "verdict_grid",
     "write_report",
 ]

@@ -12,8 +12,10 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from PIL import Image
 
-from redlab.report.figures import SERIES, Pixels, figure_pixels
-from redlab.report.tables import ACCURACIES, Table, percent
+from redlab.report.canvas import INK, Pixels, figure_pixels
+from redlab.report.figures import SHARE_COLOURS
+from redlab.report.measures import Tile
+from redlab.report.tables import Table, percent
 from redlab.report.tables import html as table_html
 
 _STYLE = """
@@ -58,20 +60,17 @@ pre { overflow-x: auto; font: 12.5px/1.5 ui-monospace, Menlo, Consolas, monospac
 @media print { body { background:#fff; } .card, .tile { break-inside: avoid; } }
 """
 
-_TILES = dict(zip(ACCURACIES, SERIES, strict=False))  # the colours of the bars
-
 
 def write_report(
     path: Path,
     *,
     title: str,
     summary: str,
-    metrics: Mapping[str, float],
     figures: Mapping[str, Figure | Pixels],
     config: str | Mapping[str, object],
+    tiles: Sequence[Tile] = (),
     tables: Sequence[Table] = (),
     verdicts: Table | None = None,
-    prefix: str = "test/",
 ) -> Path:
     """Writes the report of a run: headline numbers, figures, tables, verdicts, config.
 
@@ -79,21 +78,19 @@ def write_report(
         path: the file to write; its folder is made where needed.
         title: heading of the page.
         summary: a few lines of plain text below it.
-        metrics: flat numbers of the run; the four accuracies become the headline, "not measured" where one is
-            missing; no headline without any.
         figures: caption -> figure or (H, W, 3) uint8; packed into the page as PNG.
         config: YAML text, or plain values that are shown as JSON.
+        tiles: the headline, "not measured" where one has no value; no headline without any.
         tables: further tables, usually the numbers per attack.
         verdicts: a table of conclusions whose cells may be "holds", "tie" or "fails".
-        prefix: stage in front of the measures' names.
 
     Returns:
         ``path``.
     """
     config_text = config if isinstance(config, str) else json.dumps(config, indent=2, default=str)
     parts = [f"<h1>{escape(title)}</h1>", f"<p class='summary'>{escape(summary)}</p>"]
-    if any(prefix + name in metrics for name in ACCURACIES):  # a study's page has no such numbers of its own
-        parts.append(_tiles(metrics, prefix))
+    if tiles:  # a study's page has no such numbers of its own
+        parts.append("<h2>Accuracy</h2><div class='tiles'>" + "".join(map(_tile, tiles)) + "</div>")
     if figures:
         parts.append("<h2>Figures</h2>")
         parts += [_figure(caption, picture) for caption, picture in figures.items()]
@@ -116,13 +113,10 @@ def write_report(
     return path
 
 
-def _tiles(metrics: Mapping[str, float], prefix: str) -> str:
-    tiles = []
-    for name, text in ACCURACIES.items():
-        value = metrics.get(prefix + name)
-        shown = "<small>not measured</small>" if value is None else percent(value)
-        tiles.append(f"<div class='tile' style='--tone:{_TILES[name]}'><b>{shown}</b><span>{escape(text)}</span></div>")
-    return "<h2>Accuracy</h2><div class='tiles'>" + "".join(tiles) + "</div>"
+def _tile(tile: Tile) -> str:
+    shown = "<small>not measured</small>" if tile.value is None else percent(tile.value)
+    tone = SHARE_COLOURS.get(tile.series, INK)
+    return f"<div class='tile' style='--tone:{tone}'><b>{shown}</b><span>{escape(tile.text)}</span></div>"
 
 
 def _figure(caption: str, picture: Figure | Pixels) -> str:

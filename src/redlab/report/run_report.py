@@ -1,4 +1,4 @@
-"""The report of one run, from its numbers and a few example pairs."""
+"""The report of one run, from its rows and a few example pairs."""
 
 from __future__ import annotations
 
@@ -13,14 +13,26 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from redlab.batch import AttackBatch
-from redlab.report.figures import accuracy_bars, log_figure, restoration_grid, training_curves
+from redlab.metrics import Samples, score_names
+from redlab.report.canvas import log_figure
+from redlab.report.figures import accuracy_bars, confusion_map, roc_curves, training_curves
 from redlab.report.html import write_report
-from redlab.report.tables import ACCURACY_COLUMNS, ADAPTIVE_NOTE, ALIGNMENT, DISTANCES, Table, console, metrics_table
+from redlab.report.measures import headline, tables
+from redlab.report.pictures import Caption, restoration_grid, verdict_grid
+from redlab.report.tables import console
 
+Said = Mapping[str, Tensor]
+
+SHOWN = "Test images: of each attack some that were put right and some that were not, where there are such. "
 CAPTIONS = {
-    "restoration": "Test images: of each attack some that were put right and some that were not, where there are such. "
-    "The victim's answer stands below each, with a tick where it is right.",
-    "accuracy": "Test accuracy per attack. The last bar is what an attacker who knows of the defence leaves.",
+    "restoration": SHOWN + "The victim's answer stands below each, with a tick where it is right.",
+    "verdicts": SHOWN + "Below the clean and the attacked image stands the victim's answer, below the perturbation "
+    "what the defence said of the attacked image, with a tick where it is right.",
+    "accuracy": "Test accuracy per attacker: the victim's on clean and on attacked images, and that of the defence. "
+    "Every attacker: images that are right whatever is done to them. Adaptive: the attacker knows the defence.",
+    "roc": "Test images: alarms on attacked against alarms on clean images, over all thresholds.",
+    "confusion": "Test images: which attack was taken for which. An unseen attack is one that the identifier was not "
+    "trained on.",
     "training": "The course of training.",
 }
 
@@ -31,9 +43,8 @@ def run_report(
     title: str,
     summary: str,
     config: str,
-    metrics: Mapping[str, float],
-    examples: Sequence[tuple[AttackBatch, Tensor]],
-    attack_names: Sequence[str],
+    rows: Samples,
+    examples: Sequence[tuple[AttackBatch, Said]],
     victims: Mapping[str, nn.Module],
     class_names: Sequence[str],
     loggers: Iterable[Any],
@@ -41,14 +52,15 @@ def run_report(
 ) -> Path:
     """Prints the tables, writes ``figures/*.png`` and ``report.html``, and hands the figures to the loggers.
 
+    What the defence cannot do has no tables and no figures.
+
     Args:
         out: folder of the run.
         title: heading of the report.
         summary: a few lines below it.
         config: resolved config as YAML.
-        metrics: flat numbers with keys ``test/...``.
-        examples: pairs and their restorations of the attacked test cells; empty for a method that does not restore.
-        attack_names: names by attack id.
+        rows: of the test.
+        examples: pairs of the attacked test cells and what was said of them.
         victims: name -> victim, on the CPU or wherever; the order gives the ids.
         class_names: names of the classes.
         loggers: Lightning loggers.
@@ -57,69 +69,111 @@ def run_report(
     Returns:
         The path of ``report.html``.
     """
-    figures: dict[str, Figure] = {}
-    if examples:
-        figures["restoration"] = _grid(examples, attack_names, victims, class_names)
-    if "test/attacked_accuracy" in metrics:
-        figures["accuracy"] = accuracy_bars(metrics)
+    figures = _pictures(rows, examples, victims, class_names)
+    clean, attacked = (len(rows.where(attacked=a)) if len(rows) else 0 for a in (0, 1))
+    if attacked and "right" in rows:
+        figures["accuracy"] = accuracy_bars(rows)
+    if clean and attacked and score_names(rows):
+        figures["roc"] = roc_curves(rows)
+    if "said" in rows:
+        figures["confusion"] = confusion_map(rows)
     trained = ("train/", "val/")  # an evaluation has neither
-    if rows := [r for r in _csv_rows(out) if any(value and key.startswith(trained) for key, value in r.items())]:
-        figures["training"] = training_curves(rows)
+    if logged := [r for r in _csv_rows(out) if any(value and key.startswith(trained) for key, value in r.items())]:
+        figures["training"] = training_curves(logged)
     for name, figure in figures.items():
         log_figure(loggers, name, figure, folder=out / "figures")
-    tables = tables_of(metrics)
-    for table in tables:
+    found = tables(rows)
+    for table in found:
         terminal.print(console(table))
     return write_report(
         out / "report.html",
         title=title,
         summary=summary,
-        metrics=metrics,
+        tiles=headline(rows),
         figures={CAPTIONS[name]: figure for name, figure in figures.items()},
         config=config,
-        tables=tables,
+        tables=found,
     )
 
 
-def tables_of(metrics: Mapping[str, float]) -> list[Table]:
-    """What a run measured, per attack."""
-    adaptive = "test/adaptive_restored_accuracy" in metrics
-    tables = [
-        metrics_table(metrics, ACCURACY_COLUMNS, "Accuracy", (ADAPTIVE_NOTE,) if adaptive else ()),
-        metrics_table(metrics, DISTANCES, "Restoration"),
-        metrics_table(metrics, ALIGNMENT, "Prediction alignment"),
-    ]
-    return [table for table in tables if table.rows]
-
-
-def _grid(
-    examples: Sequence[tuple[AttackBatch, Tensor]],
-    attack_names: Sequence[str],
+def _pictures(
+    rows: Samples,
+    examples: Sequence[tuple[AttackBatch, Said]],
     victims: Mapping[str, nn.Module],
-    class_names: Sequence[str],
-) -> Figure:
-    batch, restored = AttackBatch.cat([b for b, _ in examples]), torch.cat([r for _, r in examples])
-    answers = torch.full((3, len(batch)), -1)
+    classes: Sequence[str],
+) -> dict[str, Figure]:
+    """Images that were attacked: what a restorer made of them, what a detector, identifier or labeler said."""
+    if not examples:
+        return {}
+    batch = AttackBatch.cat([pairs for pairs, _ in examples])
+    said = {name: torch.cat([part[name] for _, part in examples]) for name in examples[0][1]}
+    images = [batch.clean, batch.adv, *([said["restored"]] if "restored" in said else [])]
+    judged = torch.stack([_answers(batch, part, victims) for part in images])
     names = list(victims)
+    found = {}
+    if "restored" in said:
+        shown = torch.tensor(_shown(batch, judged == batch.label))
+        some, answers = batch[shown], judged[:, shown]
+        found["restoration"] = restoration_grid(
+            some.clean,
+            some.adv,
+            said["restored"][shown],
+            labels=some.label,
+            predictions=(answers[0], answers[1], answers[2]),
+            attacks=[_attack(rows, said, i) for i in shown.tolist()],
+            victims=[names[v] for v in some.victim.tolist()],
+            class_names=classes,
+        )
+    if captions := _captions(rows, batch, said, classes):
+        right = torch.stack([*(judged[:2] == batch.label), said["right"] > 0])
+        shown = torch.tensor(_shown(batch, right))
+        some, answers = batch[shown], judged[:, shown]
+        found["verdicts"] = verdict_grid(
+            some.clean,
+            some.adv,
+            labels=some.label,
+            predictions=(answers[0], answers[1]),
+            verdicts=[captions[i] for i in shown.tolist()],
+            attacks=[_attack(rows, said, i) for i in shown.tolist()],
+            victims=[names[v] for v in some.victim.tolist()],
+            class_names=classes,
+        )
+    return found
+
+
+def _attack(rows: Samples, said: Said, row: int) -> str:
+    attack, setting = (rows.names[name][int(said[name][row])] for name in ("attack", "setting"))
+    return f"{attack} {setting}".strip()
+
+
+def _captions(rows: Samples, batch: AttackBatch, said: Said, classes: Sequence[str]) -> list[Caption]:
+    """What a defence said of each image: its class, else the attack that it named, else its alarm; or nothing."""
+    found = []
+    for i in range(len(batch)):
+        if "answer" in said:
+            answer = int(said["answer"][i])
+            found.append(Caption(classes[answer], answer == int(batch.label[i])))
+        elif "said" in said:
+            name, right = rows.names["said"][int(said["said"][i])], float(said["identified"][i])
+            unseen = " (unseen)" if right != right else ""
+            found.append(Caption({"clean": "no attack"}.get(name, name) + unseen, None if unseen else right > 0))
+        elif "alarm" in said:
+            alarm, scores = bool(said["alarm"][i] > 0), score_names(rows)
+            score = f", {float(said[f'score_{scores[0]}'][i]):.2f}" if len(scores) == 1 else ""
+            found.append(Caption(("alarm" if alarm else "no alarm") + score, alarm))
+    return found
+
+
+def _answers(batch: AttackBatch, images: Tensor, victims: Mapping[str, nn.Module]) -> Tensor:
+    """(B,) the class that each image is to the victim that was attacked."""
+    answers = torch.full_like(batch.label, -1)
     for v, victim in enumerate(victims.values()):
         mine = (batch.victim == v).nonzero()[:, 0]
         device = next((t.device for t in victim.parameters()), torch.device("cpu"))
         if len(mine):
             with torch.no_grad():
-                for column, images in enumerate((batch.clean, batch.adv, restored)):
-                    answers[column, mine] = victim(images[mine].to(device)).argmax(1).cpu()
-    rows = torch.tensor(_shown(batch, answers == batch.label))
-    batch, restored, answers = batch[rows], restored[rows], answers[:, rows]
-    return restoration_grid(
-        batch.clean,
-        batch.adv,
-        restored,
-        labels=batch.label,
-        predictions=(answers[0], answers[1], answers[2]),
-        attacks=[attack_names[a] for a in batch.attack.tolist()],
-        victims=[names[v] for v in batch.victim.tolist()],
-        class_names=class_names,
-    )
+                answers[mine] = victim(images[mine].to(device)).argmax(1).cpu()
+    return answers
 
 
 def _shown(batch: AttackBatch, right: Tensor) -> list[int]:
@@ -127,7 +181,7 @@ def _shown(batch: AttackBatch, right: Tensor) -> list[int]:
 
     Args:
         batch: B pairs.
-        right: (3, B) bool, whether the victim is right on the clean, the attacked and the restored image.
+        right: (3, B) bool, whether the victim is right on the clean and the attacked image, and the defence.
     """
     fooled = right[0] & ~right[1]
     repaired, failed = (fooled & right[2]).tolist(), (fooled & ~right[2]).tolist()

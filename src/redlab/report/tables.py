@@ -1,7 +1,4 @@
-"""Plain tables and their three renderings: console (rich), markdown and HTML.
-
-Also turns the flat numbers of a run (``test/d``, ``test/d/<attack>``, ``test/d/<attack>/<victim>``) into tables.
-"""
+"""Plain tables and their three renderings: console (rich), markdown and HTML."""
 
 from __future__ import annotations
 
@@ -16,35 +13,6 @@ from rich.cells import cell_len
 from rich.console import Console as RichConsole
 from rich.console import ConsoleOptions, JustifyMethod
 from rich.text import Text
-
-ACCURACIES = {
-    "clean_accuracy": "clean",
-    "attacked_accuracy": "attacked",
-    "restored_accuracy": "restored",
-    "adaptive_restored_accuracy": "restored, attacker knows the defence",
-}
-"""The four headline numbers of a restorer: key in the flat metrics -> how they are called in print."""
-
-ACCURACY_COLUMNS = ACCURACIES | {"adaptive_restored_accuracy": "adaptive"}
-"""The same as headers of columns, which must be narrow."""
-
-ADAPTIVE_NOTE = "adaptive: restored, where the attacker knows the defence."
-
-DISTANCES = {
-    "d": "d(x, restored)",
-    "d_attack": "d(x, attacked)",
-    "cosine": "cosine",
-    "psnr": "PSNR (dB)",
-}
-"""How far a restoration is from the clean image, as told per attack."""
-
-ALIGNMENT = {
-    "pa_benign": "PA benign",
-    "pa_adv": "PA adv",
-    "logit_d_benign": "logit d benign",
-    "logit_d_adv": "logit d adv",
-}
-"""How the victim's predictions agree, as told per attack."""
 
 TONES = {"holds": "green", "tie": "yellow", "fails": "red"}
 """Cells that consist of one of these words are coloured."""
@@ -88,55 +56,6 @@ def number(value: float | None) -> str:
     ('13.04', '0.0001234', '–')
     """
     return "–" if value is None or not math.isfinite(value) else f"{value:.4g}"
-
-
-def per_attack(metrics: Mapping[str, float], name: str, prefix: str = "test/") -> dict[str, float]:
-    """The values of one measure by attack, the overall value under the empty name.
-
-    >>> per_attack({"test/d": 1.0, "test/d/pgd": 2.0, "test/d/pgd/lenet": 3.0, "test/d_attack": 4.0}, "d")
-    {'': 1.0, 'pgd': 2.0}
-    """
-    head = prefix + name
-    found = {key[len(head) + 1 :]: value for key, value in metrics.items() if key == head or key.startswith(head + "/")}
-    return {attack: value for attack, value in found.items() if "/" not in attack}
-
-
-def metrics_table(
-    metrics: Mapping[str, float],
-    names: Mapping[str, str],
-    title: str,
-    notes: tuple[str, ...] = (),
-    prefix: str = "test/",
-) -> Table:
-    """Measures (columns) per attack (rows); the first row is over all attacked images.
-
-    Args:
-        metrics: flat numbers of a run.
-        names: measure -> header of its column; measures that the run does not have are left out.
-        title: title of the table.
-        notes: lines below the table.
-        prefix: stage in front of the measure's name.
-    """
-    columns = {name: per_attack(metrics, name, prefix) for name in names}
-    columns = {name: values for name, values in columns.items() if values}
-    attacks = list(dict.fromkeys(["", *(attack for values in columns.values() for attack in values)]))
-    rows = []
-    for attack in attacks:
-        cells = [
-            (percent if name in ACCURACIES or name.startswith("pa_") else number)(values.get(attack))
-            for name, values in columns.items()
-        ]
-        rows.append((attack_title(attack), *cells))
-    return Table(title, ("attack", *(names[name] for name in columns)), tuple(rows) if columns else (), notes)
-
-
-def attack_title(attack: str) -> str:
-    """How an attack's key is called in print.
-
-    >>> attack_title(""), attack_title("clean"), attack_title("pgd")
-    ('all attacks', 'no attack', 'pgd')
-    """
-    return {"": "all attacks", "clean": "no attack"}.get(attack, attack)
 
 
 def console(table: Table) -> OnTerminal:

@@ -22,10 +22,11 @@ from redlab.methods.base import Method
 from redlab.runs.check import ConfigError
 from redlab.runs.config import as_plain
 from redlab.runs.console import console, progress
-from redlab.runs.identity import loader, recipe, victim_identity
+from redlab.runs.identity import Content, digest, loader, network, recipe, victim_identity
 from redlab.runs.stopping import StopOnSignal
 from redlab.victims import Victim
 from redlab.victims.classifier import Classifier
+from redlab.victims.facts import facts_of
 
 
 def shared_data(cfg: DictConfig) -> AttackDataModule:
@@ -34,14 +35,33 @@ def shared_data(cfg: DictConfig) -> AttackDataModule:
     return data
 
 
-def content(cfg: DictConfig, data: AttackDataModule) -> str:
-    """The fingerprint of the training images."""
-    if data.loaded or not cfg.data.get("download"):
-        return data.splits.train.fingerprint()
-    root = Path(cfg.victim_root)
-    root.mkdir(parents=True, exist_ok=True)
-    with FileLock(root / f"{cfg.data.name}.lock"):  # of several processes one fetches, and the others find it
-        return data.splits.train.fingerprint()
+def content(cfg: DictConfig, data: AttackDataModule) -> Content:
+    """The fingerprints of the images."""
+    if not data.loaded and cfg.data.get("download"):
+        root = Path(cfg.victim_root)
+        root.mkdir(parents=True, exist_ok=True)
+        with FileLock(root / f"{cfg.data.name}.lock"):  # of several processes one fetches, and the others find it
+            return Content(*(part.fingerprint() for part in data.splits))
+    return Content(*(part.fingerprint() for part in data.splits))
+
+
+def victim_identities(cfg: DictConfig, content: Content, own: Mapping[str, Any] | None = None) -> dict[str, str]:
+    """The identities of all victims of a run, by name; the network alone of one that the run itself trains.
+
+    Args:
+        cfg: a finalised config.
+        content: of its data.
+        own: victims stored in a checkpoint, by name: of these the file of weights need not be there any more.
+    """
+    if is_classifier(cfg):
+        name = str(next(iter(cfg.victims)))
+        return {name: digest(network(cfg, name))}
+    found = {}
+    for name in map(str, cfg.victims):
+        weights, stored = cfg.victims[name].get("weights"), (own or {}).get(name, {}).get("identity")
+        gone = weights not in (None, "builtin") and not Path(weights).exists()
+        found[name] = stored if gone and stored else victim_identity(cfg, name, content.train)
+    return found
 
 
 def build_victims(
@@ -70,13 +90,16 @@ def _victim(cfg: DictConfig, name: str, embedded: Mapping[str, Any] | None, data
         victim = Victim(instantiate(spec.backbone), clean_accuracy=accuracy, **settings)
         if state is not None:
             victim.load_state_dict(state)
-        victim.identity = (embedded or {}).get("identity")
+        victim.identity = victim_identity(cfg, name, "") if state is None else (embedded or {}).get("identity")
         return victim
     if weights is not None:
-        return victim_files.load(weights, instantiate(spec.backbone), **settings)
-    identity = victim_identity(cfg, name, content(cfg, data))
+        victim = victim_files.load(weights, instantiate(spec.backbone), **settings)
+        victim.identity = victim_identity(cfg, name, "")
+        return victim
+    identity = victim_identity(cfg, name, content(cfg, data).train)
     victim = victim_files.load(_trained_victim(cfg, name, identity, data), instantiate(spec.backbone), **settings)
-    victim.feature_layer = settings["feature_layer"]  # of the config; the file's is that of whoever trained it
+    # as the config has it; the file's is that of whoever trained it
+    victim.feature_layer = settings["feature_layer"] or facts_of(victim.backbone).feature_layer
     victim.identity = identity
     return victim
 

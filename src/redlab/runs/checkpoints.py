@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,15 +18,15 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-import redlab
 from redlab.crafting import AttackMix
 from redlab.data import AttackDataModule
 from redlab.methods.base import Method
+from redlab.provenance import commit, versions
 from redlab.runs.build import build, content
 from redlab.runs.check import ConfigError
 from redlab.runs.config import as_plain, finalise, leaves
 from redlab.runs.console import console
-from redlab.runs.identity import victim_identity
+from redlab.runs.identity import LENGTH, difference, digest, victim_identity, victim_settings
 from redlab.runs.trust import stored_config
 from redlab.victims import Victim, state_hash
 from redlab.victims.classifier import Classifier
@@ -49,17 +50,32 @@ class RunCheckpoint(ModelCheckpoint):
 
 
 class RunRecord(Callback):
-    """Puts into every checkpoint what is needed to evaluate it anywhere: config, names of the attacks, victims."""
+    """Puts into every checkpoint what is needed to evaluate it anywhere, and what it is.
 
-    def __init__(self, cfg: DictConfig) -> None:
-        self.config = as_plain(cfg)
+    That is, under ``redlab``: config, names of the attacks, victims; ``identity`` and what it counts (``counted``);
+    and ``trained_with``, commit and versions of each session that trained it, if they were others than before.
+
+    Args:
+        cfg: the finalised config.
+        counted: what the identity of the run is a hash of, see ``run_facts``.
+        trained_with: what the checkpoint says that this session goes on from.
+    """
+
+    def __init__(
+        self, cfg: DictConfig, counted: Mapping[str, Any], trained_with: Sequence[Mapping[str, Any]] = ()
+    ) -> None:
+        self.config, self.counted = as_plain(cfg), dict(counted)
+        this = {"commit": commit(), "versions": versions()}
+        self.trained_with = [*trained_with, *([] if [this] == list(trained_with[-1:]) else [this])]
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Adds the record."""
         data: AttackDataModule = trainer.datamodule  # type: ignore[attr-defined]
         record: dict[str, Any] = {
             "config": self.config,
-            "version": redlab.__version__,
+            "identity": digest(self.counted),
+            "counted": self.counted,
+            "trained_with": self.trained_with,
             "attacks": list(data.mix.names),
             "victims": {},
         }
@@ -126,6 +142,47 @@ def same_method(path: Path, checkpoint: Mapping[str, Any], cfg: DictConfig) -> N
             )
 
 
+def same_run(path: Path, checkpoint: Mapping[str, Any], cfg: DictConfig, counted: Mapping[str, Any]) -> None:
+    """Refuses to go on with a checkpoint of another run; the same run may be longer than it was first asked to be.
+
+    Args:
+        path: of the checkpoint, for messages.
+        checkpoint: what is in it.
+        cfg: a finalised config.
+        counted: what the identity of the run that it asks for is a hash of.
+
+    Raises:
+        ConfigError: it is another run, by the first key that differs; or is trained for longer than is asked.
+    """
+    record, elsewhere = checkpoint["redlab"], "train that in another folder."
+    before = record.get("counted")
+    if not isinstance(before, dict):
+        raise ConfigError(f"{path} does not say what run it is of; {elsewhere}")
+    key = difference(before, counted, but=LENGTH)
+    if key is not None:
+        was, wanted = before.get(key), counted.get(key)
+        name = key.removeprefix("victims.")
+        if name in cfg.victims and name in record["config"]["victims"]:  # a hash, of which one wants to know what
+            both = OmegaConf.create(record["config"]), cfg
+            old, new = (
+                {f"{key}.weights": c.victims[name].get("weights")} | dict(leaves(victim_settings(c, name), key))
+                for c in both
+            )
+            if (inner := difference(old, new)) is not None:
+                key, was, wanted = inner, old.get(inner), new.get(inner)
+        if all(isinstance(value, str) and _HASH.fullmatch(value) for value in (was, wanted)):
+            was, wanted = f"{was}"[:10], f"{wanted}"[:10]
+            raise ConfigError(f"{path} was trained with other content of {key} ({was}, not {wanted}); {elsewhere}")
+        raise ConfigError(f"{path} was trained with {key}={was}, not {wanted}; {elsewhere}")
+    for unit, done in (("epochs", checkpoint["epoch"] + 1), ("steps", checkpoint["global_step"])):
+        limit = cfg.trainer.get(f"max_{unit}")
+        if limit is not None and 0 <= limit < done:
+            raise ConfigError(f"{path} has begun {done} {unit}, trainer.max_{unit}={limit} asks for fewer; {elsewhere}")
+
+
+_HASH = re.compile(r"[0-9a-f]{64}")
+
+
 def resume_from(out: Path, cfg: DictConfig) -> Path | None:
     """The newest readable checkpoint of a folder: ``last``, or ``best`` where ``last`` is damaged."""
     damaged = None
@@ -162,11 +219,11 @@ def own_victims(cfg: DictConfig, record: Mapping[str, Any], data: AttackDataModu
         weights = cfg.victims[name].get("weights")
         if before.victims[name].get("weights") != weights:
             continue
-        if victim_identity(before, name, "") != victim_identity(cfg, name, ""):
+        if victim_settings(before, name) != victim_settings(cfg, name):
             continue
         same_images = weights is not None or _source(before) == _source(cfg)
         if same_images or (
-            data is not None and entry.get("identity") == victim_identity(cfg, name, content(cfg, data))
+            data is not None and entry.get("identity") == victim_identity(cfg, name, content(cfg, data).train)
         ):
             own[name] = entry
     return own
@@ -177,9 +234,9 @@ def _source(cfg: DictConfig) -> dict[str, Any]:
     return {key: value for key, value in as_plain(cfg.data.source).items() if key != "download"}
 
 
-def finished(cfg: DictConfig, out: Path, resume: Path) -> dict[str, float] | None:
-    """The numbers of a run that has nothing left to do."""
-    done: int = read_checkpoint(resume)["epoch"] + 1
+def finished(cfg: DictConfig, out: Path, checkpoint: Mapping[str, Any]) -> dict[str, float] | None:
+    """The numbers of a run that has nothing left to do, where ``checkpoint`` is the newest of the same run."""
+    done: int = checkpoint["epoch"] + 1
     if cfg.trainer.max_epochs is None or done < cfg.trainer.max_epochs or not (out / "metrics.json").is_file():
         return None
     numbers: dict[str, float] = json.loads((out / "metrics.json").read_text())
@@ -208,6 +265,23 @@ def find_checkpoint(run: Path) -> Path:
                 return run / "checkpoints" / name
         raise ConfigError(f"{run} has no checkpoints/best.ckpt or last.ckpt.")
     return run
+
+
+def run_record(run: Path) -> dict[str, Any]:
+    """What a run folder or a checkpoint says of itself, as plain values that JSON can hold.
+
+    Returns:
+        ``identity`` and what it ``counted``; ``trained_with``, a list of ``commit`` and ``versions``, of which there
+        are several if the run was resumed with others; ``config``, ``attacks``, and of each of the ``victims`` its
+        ``identity``, ``sha256`` of the weights and ``clean_accuracy``.
+
+    Raises:
+        ConfigError: there is no checkpoint, or it cannot be read.
+    """
+    record: dict[str, Any] = dict(read_checkpoint(find_checkpoint(run))["redlab"])
+    victims = record["victims"].items()
+    record["victims"] = {name: {k: v for k, v in entry.items() if k != "state_dict"} for name, entry in victims}
+    return record
 
 
 @dataclass(frozen=True, kw_only=True)

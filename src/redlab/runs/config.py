@@ -36,8 +36,6 @@ from redlab.runs.folders import fresh
 
 # `${fresh:name}` in conf/train.yaml: a folder that no other job has, the same one wherever a config is asked again
 OmegaConf.register_new_resolver("fresh", fresh, use_cache=True, replace=True)
-# `${max:32,${data.image_size}}` in conf/victim: the largest number; what is none is refused where it stands
-OmegaConf.register_new_resolver("max", lambda *of: max(n for n in of if isinstance(n, (int, float))), replace=True)
 
 _LISTS = {"victim": "victims", "logger": "logger"}  # groups that take several options, and where these stand
 
@@ -326,10 +324,15 @@ def _unknown(key: str, cfg: DictConfig, overrides: Sequence[str]) -> str:
     parent, _, leaf = key.rpartition(".")
     target = OmegaConf.select(cfg, f"{parent}._target_") if parent else None
     misspelt = difflib.get_close_matches(key, known, n=1, cutoff=0.95)  # then nothing slow need be imported
+    takes = None
     if target and not misspelt and may_be_added(key) and leaf in (parameters_of(target) or ()):
+        takes = f"{target} takes it"
+    of_recipe = re.sub(r"^victims\.[^.]+\.training\.", "victim_training.", key)
+    if of_recipe != key and of_recipe in known:
+        takes = f"a victim may differ in it from {of_recipe}"
+    if takes:
         typed = [w.split("=", 1)[1] for w in overrides if w.lstrip("+").startswith(f"{key}=")]
-        value = typed[-1] if typed else "..."
-        return f"Unknown key {key!r} in the config, but {target} takes it: add it with +{key}={value}."
+        return f"Unknown key {key!r} in the config, but {takes}: add it with +{key}={typed[-1] if typed else '...'}."
     return unknown_key(key, known)
 
 

@@ -192,7 +192,7 @@ def _known_victim(cfg: DictConfig, name: str, stored: bool, data: AttackDataModu
     if any(place.exists() and not place.is_dir() for place in (root, *root.parents)):
         raise ConfigError(f"victim_root={cfg.victim_root} must be a folder, or none yet: a file is in the way.")
     if data is not None:
-        file = victim_file(cfg, name, victim_identity(cfg, name, content(cfg, data)))
+        file = victim_file(cfg, name, victim_identity(cfg, name, content(cfg, data).train))
         if file.exists():
             return net, f"found, {file}"
     return net, f"to be trained{'' if data else ' or found'}, {recipe(cfg, name).max_epochs} epochs"

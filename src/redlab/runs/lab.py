@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,10 +12,12 @@ from omegaconf import OmegaConf
 
 from redlab.report import console as table_for_console
 from redlab.report import save_figure
+from redlab.runs.build import content, shared_data, victim_identities
 from redlab.runs.check import ConfigError
-from redlab.runs.config import as_plain, compose, conf_dir, finalise
+from redlab.runs.config import compose, conf_dir, finalise
 from redlab.runs.console import console, filter_known_warnings
 from redlab.runs.dry import rehearse
+from redlab.runs.identity import run_identity
 from redlab.runs.train import show_plan, train
 from redlab.studies.study import Card, Study, card_figure, card_markdown, card_tables
 
@@ -77,10 +78,9 @@ def study(
 def train_or_find(overrides: Sequence[str]) -> dict[str, float]:
     """The numbers of a run: read where it is finished under ``outputs/runs``, else trained (or resumed) there."""
     cfg = finalise(compose(overrides))
-    elsewhere = ("name", "logger", "debug", "choices", "victim_root")  # change no number
-    relevant = {k: v for k, v in as_plain(cfg).items() if k not in elsewhere}
-    key = hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:10]
-    out = Path("outputs/runs") / f"{cfg.choices.method}_{cfg.data.name}_seed{cfg.seed}_{key}"
+    images = content(cfg, shared_data(cfg))
+    identity = run_identity(cfg, images, victim_identities(cfg, images))
+    out = Path("outputs/runs") / f"{cfg.choices.method}_{cfg.data.name}_seed{cfg.seed}_{identity[:10]}"
     if (out / "metrics.json").is_file():
         console.print(f"Found {out}")
         numbers: dict[str, float] = json.loads((out / "metrics.json").read_text())

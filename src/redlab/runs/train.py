@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
@@ -20,8 +21,9 @@ from rich.text import Text
 
 from redlab.data import AttackDataModule
 from redlab.methods.base import Method
+from redlab.metrics import Samples
 from redlab.report.run_report import run_report
-from redlab.runs.build import build, build_victims, is_classifier, shared_data
+from redlab.runs.build import build, build_victims, content, is_classifier, shared_data, victim_identities
 from redlab.runs.check import ConfigError
 from redlab.runs.checkpoints import (
     RunCheckpoint,
@@ -34,11 +36,13 @@ from redlab.runs.checkpoints import (
     read_checkpoint,
     resume_from,
     same_method,
+    same_run,
 )
 from redlab.runs.config import finalise, override_stored
 from redlab.runs.console import console, filter_known_warnings
 from redlab.runs.dry import rehearse
 from redlab.runs.folders import taken
+from redlab.runs.identity import run_facts
 from redlab.runs.loggers import close, make_loggers
 from redlab.runs.stopping import StopOnSignal, Stopped
 from redlab.runs.trainer import make_trainer
@@ -68,16 +72,21 @@ def _train(cfg: DictConfig, out: Path) -> dict[str, float]:
     filter_known_warnings()
     started = time.time()
     resume = resume_from(out, cfg)  # before config.yaml is written: a refused resume changes nothing
-    if resume is not None and (numbers := finished(cfg, out, resume)):
-        console.print(f"{out} is finished already, after {cfg.trainer.max_epochs} epochs; see its metrics.json.")
-        return numbers
-    record = read_checkpoint(resume)["redlab"] if resume is not None else {}
+    checkpoint = read_checkpoint(resume) if resume is not None else {"redlab": {}}
+    record = checkpoint["redlab"]
     _, images = rehearse(cfg, record=record)
+    images = shared_data(cfg) if images is None else images
+    own = own_victims(cfg, record, images)
+    counted = _counted(cfg, images, own)
+    if resume is not None:
+        same_run(resume, checkpoint, cfg, counted)
+        if numbers := finished(cfg, out, checkpoint):
+            console.print(f"{out} is finished already, after {checkpoint['epoch'] + 1} epochs; see its metrics.json.")
+            return numbers
     _show_config(cfg, out)
     if resume is not None:
         console.print(f"Resuming from {resume}")
-    images = shared_data(cfg) if images is None else images
-    method, data = build(cfg, own_victims(cfg, record, images), data=images)
+    method, data = build(cfg, own, data=images)
     checkpoints = out / "checkpoints"
     best = RunCheckpoint(
         checkpoints, "best", monitor=method.monitor, mode=method.monitor_mode, enable_version_counter=False
@@ -88,7 +97,7 @@ def _train(cfg: DictConfig, out: Path) -> dict[str, float]:
     stop = StopOnSignal(checkpoints / "last.ckpt")
     loggers = make_loggers(cfg, out)
     kept = [*([best] if validated else []), last]
-    trainer = make_trainer(cfg, out, [*kept, RunRecord(cfg), stop], loggers)
+    trainer = make_trainer(cfg, out, [*kept, RunRecord(cfg, counted, record.get("trained_with", ())), stop], loggers)
     try:
         trainer.fit(method, datamodule=data, ckpt_path=resume)
         chosen = checkpoints / ("best.ckpt" if (checkpoints / "best.ckpt").exists() else "last.ckpt")
@@ -116,8 +125,17 @@ def dry_run(cfg: DictConfig, out: Path) -> None:
     """
     filter_known_warnings()
     resume = resume_from(out, cfg)
-    plan, _ = rehearse(cfg, record=read_checkpoint(resume)["redlab"] if resume is not None else {})
+    checkpoint = read_checkpoint(resume) if resume is not None else {"redlab": {}}
+    plan, images = rehearse(cfg, record=checkpoint["redlab"])
+    if resume is not None and images is not None:
+        same_run(resume, checkpoint, cfg, _counted(cfg, images, own_victims(cfg, checkpoint["redlab"], images)))
     show_plan(plan | {"folder": f"{out}"} | ({"resumes": f"{resume}"} if resume else {}))
+
+
+def _counted(cfg: DictConfig, images: AttackDataModule, own: Mapping[str, Any]) -> dict[str, Any]:
+    """What the identity of a run is a hash of; ``own`` are the victims of the checkpoint that it goes on from."""
+    found = content(cfg, images)
+    return run_facts(cfg, found, victim_identities(cfg, found, own))
 
 
 def evaluate(
@@ -223,6 +241,9 @@ def _finish(
     metrics = dict(method.results)
     if trainer.is_global_zero:
         (out / "config.yaml").write_text(OmegaConf.to_yaml(cfg))
+        rows = getattr(method, "samples", None) or Samples({})
+        if len(rows):
+            rows.save(out / "samples.npz")
         part = out / "metrics.json.part"
         part.write_text(json.dumps(metrics, indent=2, sort_keys=True) + "\n")
         os.replace(part, out / "metrics.json")
@@ -234,9 +255,8 @@ def _finish(
             f"Seed {cfg.seed}, {trainer.strategy.root_device}, {minutes:.1f} minutes."
             + ("" if "csv" in (cfg.get("logger") or {}) else " No curves: they are those of logger=csv."),
             config=OmegaConf.to_yaml(cfg),
-            metrics=metrics,
+            rows=rows,
             examples=getattr(method, "examples", []),
-            attack_names=data.mix.names,
             victims=data.victims,
             class_names=data.classes,
             loggers=loggers,

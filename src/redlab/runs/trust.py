@@ -169,7 +169,7 @@ def _check(source: str, said: Sequence[Any], allow: Collection[str]) -> None:
 def _builds(where: str, target: str | None) -> bool:
     """Whether a node makes a network; the words of a run folder need not repeat the name of the function."""
     if target:
-        return target.startswith(architectures.__name__ + ".")
+        return target.startswith("redlab.victims.") and target.rpartition(".")[2] in architectures.__all__
     return bool(re.fullmatch(r"victims\.[^.]+\.backbone", where))
 
 

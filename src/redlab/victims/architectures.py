@@ -1,29 +1,30 @@
 """Networks for images of 28, 32 or 64 pixels, and the ImageNet models of torchvision and timm as they are.
 
 Every function returns a freshly initialised network that maps images to logits; ``__all__`` is the registry from which
-checkpoints may name one. Where torchvision has the network, it is taken from there and only its stem is changed: 3x3
-with stride 1 and no max-pooling, so that a small image is not shrunk before anything has looked at it.
+checkpoints may name one. What is known of a network besides its layers stands above its function, as ``Facts``. Where
+torchvision has the network, it is taken from there and only its stem is changed: 3x3 with stride 1 and no max-pooling,
+so that a small image is not shrunk before anything has looked at it.
 """
 
 from __future__ import annotations
 
-import functools
-import inspect
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from typing import Any, ParamSpec
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torchvision
 from torch import nn
 from torchvision.models.inception import BasicConv2d, Inception3
-from torchvision.models.resnet import BasicBlock, conv1x1
 from torchvision.models.vgg import cfgs, make_layers
 
 from redlab.extras import require
+from redlab.victims.cifar_resnet import cifar_resnet
+from redlab.victims.facts import IMAGENET, Facts, architecture
 
 __all__ = [
     "alexnet",
+    "cifar_resnet",
     "cw_net",
     "densenet121",
     "fashion_cnn",
@@ -31,7 +32,6 @@ __all__ = [
     "lenet",
     "resnet18",
     "resnet50",
-    "resnet110",
     "small_cnn",
     "svhn_cnn",
     "timm_model",
@@ -42,29 +42,8 @@ __all__ = [
     "vgg19",
 ]
 
-P = ParamSpec("P")
 
-
-def _recorded(build: Callable[P, nn.Module]) -> Callable[P, nn.Module]:
-    """Notes on the module how it was built (``redlab_arch``), so that a checkpoint can say how to build it again."""
-    signature = inspect.signature(build)
-
-    @functools.wraps(build)
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> nn.Module:
-        module = build(*args, **kwargs)
-        bound = signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        given = dict(bound.arguments)
-        given.update(given.pop("more", {}))
-        # Lists of a configuration library become plain ones, which weights_only loading accepts.
-        plain = {k: v if isinstance(v, str) or not isinstance(v, Sequence) else list(v) for k, v in given.items()}
-        vars(module)["redlab_arch"] = {"name": build.__name__, "kwargs": plain}
-        return module
-
-    return wrapper
-
-
-@_recorded
+@architecture()
 def small_cnn(num_classes: int, channels: int, image_size: int, *, widths: Sequence[int] = (16, 32, 64)) -> nn.Module:
     """The fast default: a 3x3 convolution, batch norm, ReLU and 2x2 max-pooling per width, then one linear layer."""
     if not widths or min(widths) < 1:
@@ -76,7 +55,7 @@ def small_cnn(num_classes: int, channels: int, image_size: int, *, widths: Seque
     return _stacked(blocks, nn.Linear(widths[-1] * side**2, num_classes))
 
 
-@_recorded
+@architecture()
 def lenet(num_classes: int, channels: int, image_size: int) -> nn.Module:
     """The MNIST LeNet of the ADD-Defense paper: 2 convolutions of 32 and 64, 200 hidden units; 648,226 parameters."""
     side = _left(image_size // 4, "lenet", image_size)
@@ -89,7 +68,7 @@ def lenet(num_classes: int, channels: int, image_size: int) -> nn.Module:
     )
 
 
-@_recorded
+@architecture()
 def fashion_cnn(num_classes: int, channels: int, image_size: int) -> nn.Module:
     """The Fashion-MNIST target of ADD-Defense: 3 convolutions with Swish; the first pooling has stride 1; 46,570."""
     side = _left((image_size - 1) // 2 // 2, "fashion_cnn", image_size)
@@ -103,7 +82,7 @@ def fashion_cnn(num_classes: int, channels: int, image_size: int) -> nn.Module:
     )
 
 
-@_recorded
+@architecture(Facts(smallest=32, mean=0.5, std=0.5))
 def svhn_cnn(num_classes: int, channels: int, image_size: int, *, dropout: float = 0.3) -> nn.Module:
     """The SVHN target of ADD-Defense: 7 convolutions in 4 pooled blocks; 584,746 parameters.
 
@@ -122,7 +101,7 @@ def svhn_cnn(num_classes: int, channels: int, image_size: int, *, dropout: float
     return _stacked([*layers, nn.AdaptiveAvgPool2d(1)], nn.Linear(256, num_classes))
 
 
-@_recorded
+@architecture(Facts(mean=0.5))  # the original takes images in [-0.5, 0.5]
 def cw_net(num_classes: int, channels: int, image_size: int, *, width: int = 32, hidden: int = 200) -> nn.Module:
     """The network of Carlini and Wagner: 32 and 200 wide for MNIST (312,202), 64 and 256 for CIFAR-10 (1,147,978)."""
     wide = 2 * width
@@ -139,36 +118,19 @@ def cw_net(num_classes: int, channels: int, image_size: int, *, width: int = 32,
     )
 
 
-@_recorded
+@architecture()
 def resnet18(num_classes: int, channels: int, image_size: int) -> nn.Module:
     """torchvision's ResNet-18 with a small-image stem; 11,173,962 parameters for 3 channels and 10 classes."""
     return _small_stem(torchvision.models.resnet18(num_classes=num_classes), channels)
 
 
-@_recorded
+@architecture()
 def resnet50(num_classes: int, channels: int, image_size: int) -> nn.Module:
     """torchvision's ResNet-50 with a small-image stem."""
     return _small_stem(torchvision.models.resnet50(num_classes=num_classes), channels)
 
 
-@_recorded
-def resnet110(num_classes: int, channels: int, image_size: int) -> nn.Module:
-    """The CIFAR ResNet-110 (He et al. 2016, section 4.2): 18 of torchvision's basic blocks at each of 16, 32 and 64."""
-    layers: OrderedDict[str, nn.Module] = OrderedDict()
-    layers["conv1"] = nn.Conv2d(channels, 16, 3, padding=1, bias=False)
-    layers["bn1"], layers["relu"] = nn.BatchNorm2d(16), nn.ReLU()
-    before = 16
-    for stage, width in enumerate((16, 32, 64), start=1):
-        stride = 1 if stage == 1 else 2
-        shortcut = nn.Sequential(conv1x1(before, width, stride), nn.BatchNorm2d(width)) if stage > 1 else None
-        first = BasicBlock(before, width, stride, shortcut)
-        layers[f"layer{stage}"] = nn.Sequential(first, *(BasicBlock(width, width) for _ in range(17)))
-        before = width
-    layers["pool"], layers["flatten"], layers["fc"] = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, num_classes)
-    return _he_initialised(nn.Sequential(layers))
-
-
-@_recorded
+@architecture(Facts(smallest=32))
 def vgg11(
     num_classes: int, channels: int, image_size: int, *, batch_norm: bool = True, width_divisor: int = 1
 ) -> nn.Module:
@@ -179,7 +141,7 @@ def vgg11(
     return _vgg("A", num_classes, channels, batch_norm, width_divisor)
 
 
-@_recorded
+@architecture(Facts(smallest=32))
 def vgg13(
     num_classes: int, channels: int, image_size: int, *, batch_norm: bool = True, width_divisor: int = 1
 ) -> nn.Module:
@@ -187,7 +149,7 @@ def vgg13(
     return _vgg("B", num_classes, channels, batch_norm, width_divisor)
 
 
-@_recorded
+@architecture(Facts(smallest=32))
 def vgg16(
     num_classes: int, channels: int, image_size: int, *, batch_norm: bool = True, width_divisor: int = 1
 ) -> nn.Module:
@@ -195,7 +157,7 @@ def vgg16(
     return _vgg("D", num_classes, channels, batch_norm, width_divisor)
 
 
-@_recorded
+@architecture(Facts(smallest=32))
 def vgg19(
     num_classes: int, channels: int, image_size: int, *, batch_norm: bool = True, width_divisor: int = 1
 ) -> nn.Module:
@@ -203,7 +165,7 @@ def vgg19(
     return _vgg("E", num_classes, channels, batch_norm, width_divisor)
 
 
-@_recorded
+@architecture(Facts(feature_layer="features.norm5"))
 def densenet121(num_classes: int, channels: int, image_size: int) -> nn.Module:
     """torchvision's DenseNet-121 with a small-image stem."""
     net: nn.Module = torchvision.models.densenet121(num_classes=num_classes)
@@ -213,7 +175,7 @@ def densenet121(num_classes: int, channels: int, image_size: int) -> nn.Module:
     return net
 
 
-@_recorded
+@architecture()
 def inception_v3(num_classes: int, channels: int, image_size: int) -> nn.Module:
     """torchvision's Inception-v3 without auxiliary head, its stem replaced by one 3x3 convolution of 192; 21.64 M."""
     net: nn.Module = Inception3(num_classes, aux_logits=False, init_weights=False)
@@ -223,7 +185,7 @@ def inception_v3(num_classes: int, channels: int, image_size: int) -> nn.Module:
     return net
 
 
-@_recorded
+@architecture()
 def alexnet(num_classes: int, channels: int, image_size: int) -> nn.Module:
     """torchvision's AlexNet convolutions with a 3x3 stride-1 stem, an average over positions and one linear layer."""
     features: nn.Module = torchvision.models.AlexNet(num_classes).features
@@ -231,7 +193,7 @@ def alexnet(num_classes: int, channels: int, image_size: int) -> nn.Module:
     return _stacked(layers, nn.Linear(256, num_classes))
 
 
-@_recorded
+@architecture(IMAGENET)
 def torchvision_model(
     name: str, num_classes: int = 1000, channels: int = 3, *, weights: str | None = None, **more: Any
 ) -> nn.Module:
@@ -270,7 +232,16 @@ def torchvision_model(
     return net
 
 
-@_recorded
+def _of_timm(name: str = "", **_: Any) -> Facts:
+    timm = require("timm", "timm")
+    try:
+        known = timm.get_pretrained_cfg(name)
+    except RuntimeError:  # of a model that it cannot make either
+        known = None
+    return Facts(mean=known.mean, std=known.std) if known else Facts()
+
+
+@architecture(_of_timm)
 def timm_model(
     name: str, num_classes: int = 1000, channels: int = 3, *, pretrained: bool = False, **more: Any
 ) -> nn.Module:

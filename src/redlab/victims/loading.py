@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from redlab.extras import require
 from redlab.victims import architectures
 from redlab.victims.victim import Victim
 
@@ -42,7 +42,8 @@ def load(
         backbone: the module to fill, or a function that makes it; needed for a state dict and for a
             checkpoint of a user's own module.
         num_classes: needed for a state dict; must agree with the checkpoint otherwise.
-        mean: here and below, see ``Victim``. Given values take the place of the checkpoint's.
+        mean: here and below, see ``Victim``. Given values take the place of the checkpoint's; of a state dict, None
+            means what is known of the architecture.
         std: see ``Victim``.
         input_size: see ``Victim``.
         feature_layer: see ``Victim``.
@@ -108,9 +109,8 @@ def _read(path: Path) -> Mapping[str, Any]:
         raise ValueError(f"there is no weights file {path}")
     if path.stat().st_size == 0:
         raise ValueError(f"{path} is empty")
-    safetensors = require("safetensors.torch", "safetensors") if path.suffix == ".safetensors" else None
     try:
-        content = safetensors.load_file(path) if safetensors else torch.load(path, "cpu", weights_only=True)
+        content = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except Exception as error:  # a damaged file can raise nearly anything: EOFError, RuntimeError, UnpicklingError, ...
         raise ValueError(f"{path} is truncated, or no file of weights ({type(error).__name__})") from error
     if not isinstance(content, Mapping):
@@ -121,7 +121,10 @@ def _read(path: Path) -> Mapping[str, Any]:
 def _rebuild(path: Path, architecture: Any, state: Mapping[str, Any]) -> nn.Module:
     name = architecture.get("name") if isinstance(architecture, Mapping) else architecture
     if name not in architectures.__all__:
-        raise ValueError(f"{path} names the architecture {name!r}, which redlab.victims.architectures does not have")
+        raise ValueError(
+            f"{path} names the architecture {name!r}, which redlab.victims.architectures does not have: it must be one "
+            f"of {', '.join(architectures.__all__)}, or your own module, passed as backbone="
+        )
     offline = {"weights": None, "pretrained": False}  # the weights come from the file
     build = getattr(architectures, name)
     with _said_in_one_sentence(path, name):
@@ -162,7 +165,7 @@ def check_builder_arguments(arguments: Mapping[str, Any]) -> None:
         ValueError: there is another; the message names it.
     """
     for key, value in arguments.items():
-        named = {"name": r"[^:]*", "weights": r"\w*"}.get(key)
+        named = {"name": r"[^:]*", "weights": r"\w*", "shortcut": "[AB]"}.get(key)
         parts = value if isinstance(value, (list, tuple)) else [value]
         if isinstance(value, str) and named is not None and re.fullmatch(named, value):
             continue
@@ -178,7 +181,8 @@ def _fill(path: Path, backbone: nn.Module, state: Mapping[str, Any]) -> None:
 
 def _check_fit(path: Path, backbone: nn.Module, state: Mapping[str, Any]) -> None:
     own = backbone.state_dict()
-    missing = [k for k in own if k not in state]
+    # A count of batches decides nothing in eval mode; files from before torch 0.4.1, and from elsewhere, lack it.
+    missing = [k for k in own if k not in state and not k.endswith(".num_batches_tracked")]
     unknown = [k for k in state if k not in own]
     strange = [k for k in own if k in state and not isinstance(state[k], Tensor)]
     if missing or unknown or strange:
@@ -186,6 +190,6 @@ def _check_fit(path: Path, backbone: nn.Module, state: Mapping[str, Any]) -> Non
         said = " and ".join(f"{verb} {keys[0]} ({len(keys)} in all)" for verb, keys in parts if keys)
         raise ValueError(f"{path} does not fit the {type(backbone).__name__}: it {said}")
     for key, tensor in own.items():
-        if state[key].shape != tensor.shape:
+        if key in state and state[key].shape != tensor.shape:
             shapes = f"{tuple(state[key].shape)} in the file, {tuple(tensor.shape)} in the network"
             raise ValueError(f"{path} does not fit the {type(backbone).__name__}: {key} is {shapes}")

@@ -11,19 +11,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from redlab.victims.facts import facts_of
 from redlab.victims.folded import Folded
 
 
 class ImageClassifier(nn.Module):
     """Images (B, C, H, W) in [0, 1] -> pad with black -> (x - mean) / std -> backbone -> logits (B, K).
 
+    None means what is known of the architecture (`redlab.victims.facts`), and where nothing is, as of any module that
+    is not one of ``redlab.victims.architectures``, what is said below.
+
     Args:
         backbone: any module that returns logits.
         num_classes: K.
         mean: per channel, or one number for all channels; None means 0.
         std: likewise; None means 1.
-        input_size: images are padded centrally with black up to it; None leaves them as they are.
-        feature_layer: dotted name of the module inside the backbone whose output ``features`` returns.
+        input_size: images are padded centrally with black up to it; None leaves them as they are, but for those that
+            are smaller than the architecture takes, which are padded up to that.
+        feature_layer: dotted name of the module inside the backbone whose output ``features`` returns; None means that
+            there is none.
         name: what messages call this network.
 
     Raises:
@@ -49,7 +55,9 @@ class ImageClassifier(nn.Module):
             raise ValueError(f"num_classes must be at least 2, got {num_classes}")
         if input_size is not None and input_size < 1:
             raise ValueError(f"input_size must be positive, got {input_size}")
-        means, stds = _per_channel(mean, 0.0), _per_channel(std, 1.0)
+        known = facts_of(backbone)
+        means = _per_channel(known.mean if mean is None else mean, 0.0)
+        stds = _per_channel(known.std if std is None else std, 1.0)
         if min(stds) <= 0:
             raise ValueError(f"std must be positive, got {stds}")
         if len(means) != len(stds) and 1 not in (len(means), len(stds)):
@@ -57,13 +65,13 @@ class ImageClassifier(nn.Module):
         self.backbone = backbone
         self.num_classes = num_classes
         self.input_size = input_size
-        self.feature_layer = feature_layer
+        self.feature_layer = known.feature_layer if feature_layer is None else feature_layer
         self.name = name
         with torch.inference_mode(False):  # a buffer made inside inference mode could never take part in a gradient
             self.register_buffer("mean", torch.tensor(means).view(1, -1, 1, 1), persistent=False)
             self.register_buffer("std", torch.tensor(stds).view(1, -1, 1, 1), persistent=False)
-        if feature_layer is not None:
-            self.layer(feature_layer)
+        if self.feature_layer is not None:
+            self.layer(self.feature_layer)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) in [0, 1] -> (B, K) logits.
@@ -77,15 +85,16 @@ class ImageClassifier(nn.Module):
             raise ValueError(
                 f"victim '{self.name}' normalises {self._channels()} channels, the images have {x.shape[1]}"
             )
-        if self.input_size is not None:
-            if max(x.shape[-2:]) > self.input_size:
-                high, wide = x.shape[-2:]
-                raise ValueError(
-                    f"victim '{self.name}' takes images of at most input_size={self.input_size} pixels a side, got "
-                    f"{high}x{wide}: set victims.{self.name or '<name>'}.input_size to {max(high, wide)}, or to null "
-                    f"for no padding, or data.image_size to {self.input_size}"
-                )
-            x = _pad_to(x, self.input_size)
+        high, wide = x.shape[-2:]
+        if self.input_size is not None and max(high, wide) > self.input_size:
+            raise ValueError(
+                f"victim '{self.name}' takes images of at most input_size={self.input_size} pixels a side, got "
+                f"{high}x{wide}: set victims.{self.name or '<name>'}.input_size to {max(high, wide)}, or to null "
+                f"for no padding, or data.image_size to {self.input_size}"
+            )
+        least = facts_of(self.backbone).smallest if self.input_size is None else self.input_size
+        if min(high, wide) < least:
+            x = _pad_to(x, max(high, least), max(wide, least))
         network, x = self._network(), (x - self.mean) / self.std
         first = next(network.parameters(), None)
         if first is not None and first.is_floating_point():
@@ -207,7 +216,7 @@ def _per_channel(value: Sequence[float] | float | None, default: float) -> list[
     return [float(value)] if isinstance(value, (int, float)) else [float(v) for v in value]
 
 
-def _pad_to(x: Tensor, size: int) -> Tensor:
-    """Centres images in black up to size x size; an odd difference goes to the right and the bottom."""
-    high, wide = (size - side for side in x.shape[-2:])
+def _pad_to(x: Tensor, high: int, wide: int) -> Tensor:
+    """Centres images in black; an odd difference goes to the right and the bottom."""
+    high, wide = high - x.shape[-2], wide - x.shape[-1]
     return F.pad(x, (wide // 2, wide - wide // 2, high // 2, high - high // 2))
