@@ -175,12 +175,12 @@ def test_predict_asks_for_what_a_method_can(method):
 
 @WORKERS
 def test_predict_of_a_classifier(method):
-    net = redlab.victims.architectures.lenet(10, 1, 32)
-    classifier = redlab.victims.classifier.Classifier(net, num_classes=10, optimizer=torch.optim.Adam)
+    net = redlab.victims.ImageClassifier(redlab.victims.architectures.lenet(10, 1, 32), num_classes=10)
+    classifier = redlab.methods.Classifier(network=net, optimizer=torch.optim.Adam)
     said = L.Trainer(**QUIET).predict(classifier, DataLoader(images(), batch_size=4))[0]
-    assert said["logits"].shape == (4, 10)
+    assert said["class_logits"].shape == (4, 10)
     mix = redlab.AttackMix({"fgsm": redlab.Component(attack=redlab.attacks.FGSM(eps=0.1), knowledge="defence")})
     data = redlab.data.AttackDataModule(redlab.data.digits, mix=mix, victims={"lenet": classifier}, limit_test=8)
     data.attach(classifier)
     clean, attacked = L.Trainer(**QUIET).predict(classifier, datamodule=data)
-    assert clean[0]["logits"].shape == attacked[0]["logits"].shape == (8, 10)
+    assert clean[0]["class_logits"].shape == attacked[0]["class_logits"].shape == (8, 10)

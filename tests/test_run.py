@@ -136,8 +136,9 @@ def test_another_seed_gives_other_numbers(trained, tiny, no_report, tmp_path):
 def test_classifier(tiny, tmp_path, mix):
     out = tmp_path / "run"
     found = train(classifier(tiny, f"mix={mix}", "victim=lenet"), out)
-    assert {"test/clean_accuracy"} <= found.keys()
-    assert ("test/attacked_accuracy" in found) == (mix != "clean")
+    assert {"test/clean_accuracy", "test/defended_accuracy"} <= found.keys()
+    attacked = {key for key in found if key.startswith("test/attacked_accuracy/") and "/clean" not in key}
+    assert bool(attacked) == (mix != "clean")
     assert (out / "report.html").is_file()
     victim = victims.load(out / "checkpoints" / "best.ckpt")
     saved = torch.load(out / "checkpoints" / "best.ckpt", weights_only=True)

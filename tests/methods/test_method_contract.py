@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+from standins import Adversarial, Detector, Identifier, Labeler
+from torch import nn
 
 from printed import ROOT, entry
-from redlab.batch import Restorer
-from redlab.methods import CDDRED
+from redlab.batch import CLEAN
+from redlab.methods import CDDRED, Classifier
 from redlab.methods.base import Method
-from redlab.victims import state_hash
+from redlab.victims import ImageClassifier, state_hash
 
 # see test_cdd_red.py
 pytestmark = [
@@ -25,8 +27,9 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*in eval mode at the start of training"),
 ]
 
-OBJECTS = {"self", "victims", "optimizer", "scheduler"}
-DECIDED_BY_THE_DATA = {"channels"}
+OBJECTS = {"self", "victims", "helpers", "attack_names", "network", "optimizer", "scheduler"}
+DECIDED_BY_THE_DATA = {"channels", "num_classes", "image_size", "data_name"}
+ATTACK_NAMES, CLASSES_OF_THE_DATA = ("clean", "fgsm"), 4
 ATTACKS = r"\b(r?fgsm|pgd|bim|deepfool|carlini|cw|autoattack)\b"
 
 
@@ -38,19 +41,34 @@ class Case:
         method: its class.
         options: for a network of the size of 8x8 images.
         changes: other values of every argument; each must change what two steps of training leave.
-        overfit: options with which it learns 8 images by heart in 120 steps.
+        overfit: options with which it learns 8 images by heart.
+        steps: of that training.
+        players: names of its players, if it has several.
         start: leads a new network away from a start at which some of its gradients vanish.
     """
 
     method: type[Method]
-    options: Mapping[str, Any]
+    options: Mapping[str, Any] = field(default_factory=dict)
     changes: Sequence[Mapping[str, Any]] = ()
     overfit: Mapping[str, Any] = field(default_factory=dict)
+    steps: int = 120
+    players: Sequence[str] = ()
     start: Callable[[Any], object] = lambda method: None
 
-    def build(self, victims, lr=1e-3, **options):
+    def given(self, victims):
+        """What a run hands to a method that names it."""
         torch.manual_seed(0)
-        built = self.method(victims=victims, optimizer=partial(torch.optim.Adam, lr=lr), **{**self.options, **options})
+        sizes = {"channels": 1, "num_classes": CLASSES_OF_THE_DATA, "image_size": 8}
+        backbone = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, CLASSES_OF_THE_DATA))
+        offers = {"victims": victims, "helpers": {}, "attack_names": ATTACK_NAMES, **sizes}
+        offers["network"] = ImageClassifier(backbone, num_classes=CLASSES_OF_THE_DATA)
+        return {name: value for name, value in offers.items() if name in inspect.signature(self.method).parameters}
+
+    def build(self, victims, lr=1e-3, **options):
+        adam, given = partial(torch.optim.Adam, lr=lr), self.given(victims)
+        torch.manual_seed(0)
+        optimizer = dict.fromkeys(self.players, adam) if self.players else adam
+        built = self.method(**{**given, "optimizer": optimizer, **self.options, **options})
         with torch.no_grad():
             self.start(built)
         return built
@@ -87,6 +105,17 @@ METHODS = {
     ),
     "cdd_red_sample": cdd_red({"augment": ["cutmix"]}, {"aug_group": 3}, {"seed": 1}, aug_mode="sample"),
     "do": cdd_red({"depth": 4}, lambda_benign=0, lambda_adv=0, aug_mode="none"),
+    "classifier": Case(method=Classifier, changes=[{"label_smoothing": 0.1}], overfit={"lr": 2e-2}, steps=40),
+    "detector": Case(method=Detector, changes=[{"width": 6}], overfit={"lr": 2e-2}, steps=40),
+    "identifier": Case(method=Identifier, changes=[{"width": 6}], overfit={"lr": 2e-2}, steps=40),
+    "labeler": Case(method=Labeler, changes=[{"width": 6}], overfit={"lr": 2e-2}, steps=40),
+    "adversarial": Case(
+        method=Adversarial,
+        changes=[{"width": 6}, {"deceive": 0.1}, {"max_norm": 1e-3}],
+        overfit={"lr": 1e-2, "width": 16},
+        steps=80,
+        players=("generator", "critic"),
+    ),
     "ds": cdd_red({"lambda_benign": 0.2}, {"guide": "b"}, lambda_benign=0.1, lambda_adv=0, aug_mode="none"),
     **entry(ROOT / "docs" / "add_a_method.md", {"Case": Case}, "{}"),  # what people start from
 }
@@ -107,6 +136,7 @@ def fit(trainer, datamodule):
 
     def run(module, data=None, steps=2):
         data = data or datamodule(n=12, batch_size=12)
+        steps *= max(len(module.players), 1)  # each of them makes one in a batch
         training = trainer(max_steps=steps, max_epochs=-1, limit_val_batches=0, enable_checkpointing=False)
         training.fit(module, data)
         return training
@@ -125,6 +155,29 @@ def equal(left, right):
 
 def images(n=3):
     return torch.rand(n, 1, 8, 8, generator=torch.Generator().manual_seed(5))
+
+
+def outputs(module, x):
+    """All that a method says of images, by name; of a restorer what it returns, and what that was before a clamp."""
+    said = module.predict_step(x, 0)
+    return said | ({"estimate": module.estimate(x)} if hasattr(module, "estimate") else {})
+
+
+def learnt(module, batch):
+    """What a method has learnt of some pairs, in the measure of each of its capabilities; all that it ought to have."""
+    with torch.no_grad():
+        said = outputs(module.eval(), batch.adv)
+    attacked, found = batch.attack != CLEAN, {}
+    if "restored" in said:
+        untouched = float((batch.adv - batch.clean).abs().mean())
+        found["restored"] = float((said["restored"] - batch.clean).abs().mean()) < 0.8 * untouched
+    for name in (name for name in said if name.startswith("score_")):
+        wins = said[name][attacked].view(-1, 1) > said[name][~attacked]  # their share is the AUROC
+        found[name] = float(wins.float().mean()) >= 0.9
+    for name, truth in (("attack_logits", batch.attack), ("class_logits", batch.label)):
+        if name in said:
+            found[name] = float((said[name].argmax(1) == truth).float().mean()) >= 0.9
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -165,12 +218,19 @@ def test_no_hyperparameter_is_left_out(method):
 def test_overfits_eight_images(fit, datamodule, case):
     data = datamodule(n=8, batch_size=8)
     module, batch = case.build(data.victims, **case.overfit), data.pairs
-    fit(module, data, steps=120)
-    module.eval()
-    if isinstance(module, Restorer):
-        untouched = float((batch.adv - batch.clean).abs().mean())
-        with torch.no_grad():
-            assert float((module.restore(batch.adv) - batch.clean).abs().mean()) < 0.8 * untouched
+    assert module.capabilities
+    assert len(learnt(module, batch)) >= len(module.capabilities)
+    fit(module, data, steps=case.steps)
+    assert learnt(module, batch) == dict.fromkeys(learnt(module, batch), True)
+
+
+@each_case
+def test_the_suite_sees_that_nothing_was_learnt(datamodule, case):
+    """Before training, no capability passes for learnt: the test above can fail for each of them."""
+    data = datamodule(n=8, batch_size=8)
+    found = learnt(case.build(data.victims, **case.overfit), data.pairs)
+    assert found
+    assert not any(found.values())
 
 
 @each_case
@@ -191,11 +251,9 @@ def test_training_leaves_victims_and_frozen_networks_alone(fit, datamodule, case
 
 
 @each_case
-def test_restoring_is_deterministic_and_leaves_no_trace(datamodule, case):
+def test_what_it_says_is_deterministic_and_leaves_no_trace(datamodule, case):
     data = datamodule()
     module = case.build(data.victims).eval()
-    if not isinstance(module, Restorer):
-        pytest.skip("does not restore")
     before = {name: state_hash(network) for name, network in [("method", module), *data.victims.items()]}
     x = images()
     given, results = x.clone(), []
@@ -203,26 +261,27 @@ def test_restoring_is_deterministic_and_leaves_no_trace(datamodule, case):
         torch.manual_seed(seed)
         random_state = torch.get_rng_state()
         with torch.no_grad():
-            results.append(module.restore(x))
+            results.append(outputs(module, x))
         assert torch.equal(torch.get_rng_state(), random_state), "it draws from the random state of the process"
-    assert torch.equal(*results)
+    assert equal(*results)
     assert torch.equal(x, given)
     with torch.no_grad():
-        alone = torch.cat([module.restore(row) for row in x.split(1)])
-    torch.testing.assert_close(alone, results[0], rtol=0, atol=1e-5)
+        alone = [outputs(module, row) for row in x.split(1)]
+    for name, together in results[0].items():
+        torch.testing.assert_close(torch.cat([said[name] for said in alone]), together, rtol=0, atol=1e-5)
     assert before == {name: state_hash(network) for name, network in [("method", module), *data.victims.items()]}
     assert all(p.grad is None for network in data.victims.values() for p in network.parameters())
 
 
 @each_case
-def test_a_gradient_flows_through_restore(datamodule, case):
+def test_a_gradient_flows_through_all_that_it_says(datamodule, case):
+    """What an attacker who knows the defence differentiates."""
     module = case.build(datamodule().victims).eval()
-    if not isinstance(module, Restorer):
-        pytest.skip("does not restore")
     x = images().requires_grad_()
-    (gradient,) = torch.autograd.grad(module.restore(x).sum(), x)
-    assert bool(torch.isfinite(gradient).all())
-    assert float(gradient.abs().sum()) > 0
+    for name, said in outputs(module, x).items():
+        (gradient,) = torch.autograd.grad(said.square().sum(), x)
+        assert bool(torch.isfinite(gradient).all()), name
+        assert float(gradient.abs().sum()) > 0, name
 
 
 @each_case
@@ -233,12 +292,22 @@ def test_checkpoint_round_trip(fit, datamodule, case, tmp_path):
     content = torch.load(tmp_path / "a.ckpt", weights_only=True)
     assert equal(content["state_dict"], state(module))
     assert content["frozen"].keys() == set(module.frozen)
-    loaded = case.method.load_from_checkpoint(tmp_path / "a.ckpt", victims=data.victims, optimizer=None)
+    loaded = case.method.load_from_checkpoint(tmp_path / "a.ckpt", **case.given(data.victims), optimizer=None)
     assert equal(dict(loaded.state_dict()), dict(module.state_dict()))
     assert not equal(state(loaded), state(case.build(data.victims)))
-    if isinstance(module, Restorer):
-        with torch.no_grad():
-            assert torch.equal(loaded.eval().restore(images()), module.eval().restore(images()))
+    with torch.no_grad():
+        assert equal(outputs(loaded.eval(), images()), outputs(module.eval(), images()))
+
+
+@each_case
+def test_says_what_it_is(datamodule, case):
+    module = case.build(datamodule().victims)
+    assert module.monitor.startswith("val/")
+    assert module.monitor_mode in ("max", "min")
+    said = repr(module)
+    assert "\n" not in said
+    assert said.startswith(f"{type(module).__name__}({', '.join(sorted(module.capabilities))}; ")
+    assert f"{sum(p.numel() for p in module.parameters() if p.requires_grad):,} parameters" in said
 
 
 @each_class

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-
 from redlab.metrics.restoration import QUANTITIES
+
 from redlab.report import ACCURACIES, Table, metrics_table, write_report
 from redlab.report.run_report import tables_of
 

@@ -5,13 +5,13 @@ from html import escape
 
 import pytest
 import torch
+from redlab.metrics.restoration import QUANTITIES
 from rich.console import Console
 
 from redlab.attacks import FGSM
 from redlab.batch import AttackBatch
 from redlab.crafting import AttackMix, Component
 from redlab.metrics import RestorationMetrics
-from redlab.metrics.restoration import QUANTITIES
 from redlab.report.run_report import tables_of
 from redlab.report.tables import ACCURACIES, Table, console, html, markdown, metrics_table, per_attack
 

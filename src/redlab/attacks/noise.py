@@ -14,18 +14,18 @@ from redlab.rng import SampleRng
 
 @dataclass(frozen=True, kw_only=True)
 class GaussianNoise(GuardedAttack):
-    """x + sigma * n, n ~ N(0, I), clipped to [0, 1]; asks no victim.
+    """x + sigma * n, n ~ N(0, I), clipped to [0, 1]; asks no victim. The draw is called "noise".
 
     Args:
         sigma: standard deviation, in units of [0, 1], a number or one per row.
     """
 
-    control: ClassVar[bool] = True
     targeted: ClassVar[bool] = False
+    control: ClassVar[bool] = True
 
     sigma: float | Tensor = 8 / 255
 
     def craft(self, model: nn.Module, x: Tensor, y: Tensor, target: Tensor | None, rng: SampleRng) -> Tensor:
-        """See ``GuardedAttack``. The draw is called "noise"."""
+        """Adds the noise."""
         sigma = checked_length("sigma", self.sigma, x, "linf")
         return (x + per_pixel(sigma) * rng.normal("noise", *x.shape[1:])).clamp(0, 1)

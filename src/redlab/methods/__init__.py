@@ -1,7 +1,7 @@
 """Methods: one LightningModule per paper, each in one file."""
 
-from redlab.methods.base import Method
+from redlab.methods.base import Method, NotFiniteError
 from redlab.methods.cdd_red import CDDRED
-from redlab.victims.classifier import NotFiniteError
+from redlab.methods.classifier import Classifier
 
-__all__ = ["CDDRED", "Method", "NotFiniteError"]
+__all__ = ["CDDRED", "Classifier", "Method", "NotFiniteError"]

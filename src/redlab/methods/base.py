@@ -1,8 +1,9 @@
-"""What every method shares: optimisers from partials, frozen helper networks, evaluation by capability."""
+"""What every method shares: players with optimisers and schedules, frozen networks, evaluation by capability."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Self, cast
 
 import torch
@@ -11,17 +12,28 @@ from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from redlab.batch import AttackBatch, Restorer, attacked_images, capabilities, estimate
+from redlab.batch import AttackBatch, Restorer, able, attacked_images, capabilities, estimate
 from redlab.evaluation import Evaluator, gathered
 from redlab.methods.examples import Examples, Said
 from redlab.metrics import Samples, numbers
 from redlab.victims import state_hash
-from redlab.victims.classifier import check_finite
 
 OptimizerPartial = Callable[[Iterable[nn.Parameter]], Optimizer]
 SchedulerPartial = Callable[[Optimizer], LRScheduler]
+
+MONITORS = {
+    "restorer": "val/restored_accuracy",
+    "detector": "val/auroc",
+    "identifier": "val/identified",
+    "labeler": "val/defended_accuracy",
+}
+"""Which number picks the best checkpoint of a method, by the first of these capabilities that it has."""
+
+
+class NotFiniteError(ValueError):
+    """The training loss is NaN or infinite."""
 
 
 class Method(LightningModule):
@@ -30,11 +42,22 @@ class Method(LightningModule):
     Validation and test measure what the method can do (``redlab.evaluation``). Numbers are logged as ``val/<number>``
     and ``test/<number>``, see ``redlab.metrics.numbers``.
 
+    A method with one optimiser returns its loss from ``training_step``. One whose networks play against each other sets
+    ``players`` when it has made them, takes an optimiser for each by name, and calls ``play`` in ``training_step``.
+
     Attributes:
+        capabilities: what it can do, out of ``redlab.batch.CAPABILITIES``; all that it has the method for, unless an
+            option of the method narrows it.
+        monitor: key that picks the best checkpoint; by default of the first capability, see ``MONITORS``.
+        monitor_mode: "max" or "min".
+        players: name -> the modules that its optimiser trains; empty where one optimiser trains all.
+        unused_parameters: whether some parameters are without a gradient in some backward pass, which several
+            processes must know of; so it is with several players.
+        clip: largest norm of the gradients of a player, where ``play`` is not told another; None for no limit. Of a
+            run it is ``trainer.gradient_clip_val``.
+        clip_algorithm: "norm", or "value" for each gradient alone.
         frozen: names of helper networks that training never changes. They stay in eval mode and out of checkpoints,
             which hold their sha256 instead.
-        monitor: key that picks the best checkpoint.
-        monitor_mode: "max" or "min".
         evaluator: what measures it; the data module hands it over (``AttackDataModule.attach``).
         results: ``test/...`` numbers of the last test.
         samples: the rows of the last test, of all processes.
@@ -43,19 +66,32 @@ class Method(LightningModule):
         run: of a method from ``redlab.load``, what it was made with: ``config``, ``victims``, ``mix`` and ``data``.
 
     Args:
-        optimizer: parameters -> optimiser.
-        scheduler: optimiser -> learning-rate schedule, stepped once per epoch; None for a constant rate.
+        optimizer: parameters -> optimiser; with several players one for each, by name.
+        scheduler: optimiser -> learning-rate schedule, stepped once per epoch; None for a constant rate. With several
+            players by name, a player that is not named keeps its rate. ``ReduceLROnPlateau`` watches ``monitor``.
     """
 
     frozen: ClassVar[tuple[str, ...]] = ()
-    monitor: ClassVar[str] = "val/restored_accuracy"
-    monitor_mode: ClassVar[str] = "max"
     run: Any = None
 
-    def __init__(self, *, optimizer: OptimizerPartial, scheduler: SchedulerPartial | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        optimizer: OptimizerPartial | Mapping[str, OptimizerPartial],
+        scheduler: SchedulerPartial | Mapping[str, SchedulerPartial | None] | None = None,
+    ) -> None:
         super().__init__()
         self.optimizer_partial = optimizer
         self.scheduler_partial = scheduler
+        self.capabilities = able(self)
+        self.monitor = next((key for name, key in MONITORS.items() if name in self.capabilities), "")
+        self.monitor_mode = "max"
+        self.players: Mapping[str, Sequence[nn.Module]] = {}
+        self.automatic_optimization = not isinstance(optimizer, Mapping)
+        self.unused_parameters = isinstance(optimizer, Mapping)
+        self.clip: float | None = None
+        self.clip_algorithm = "norm"
+        self._clip_now: float | None = None
         self.evaluator: Evaluator | None = None
         self.results: dict[str, float] = {}
         self.samples: Samples | None = None
@@ -63,12 +99,87 @@ class Method(LightningModule):
         self._rows: list[Samples] = []
         self._kept: dict[int, Examples] = {}
 
+    def __repr__(self) -> str:
+        """What it is in a line: what it can do, how many numbers it learns, and which options are not the defaults."""
+        known = inspect.signature(type(self)).parameters
+        options = {k: v for k, v in self.hparams.items() if k not in known or v != known[k].default}
+        said = ", ".join(f"{key}={value!r}" for key, value in options.items())
+        count = sum(p.numel() for p in self.parameters() if p.requires_grad)
+        can = ", ".join(sorted(self.capabilities)) or "no capability"
+        return f"{type(self).__name__}({'; '.join(filter(None, [can, f'{count:,} parameters', said]))})"
+
+    # ---- training ---------------------------------------------------------------------------------------------------
+
+    @property
+    def batches(self) -> int:
+        """How many training batches are done, also those of the runs that this one resumes; 0 outside of training.
+
+        The same for one player and for several, unlike ``global_step``, which counts steps of optimisers. What a
+        method draws is keyed by it.
+        """
+        if self._trainer is None:
+            return 0
+        total: Any = self._trainer.fit_loop.epoch_loop.batch_progress.total
+        return int(total.processed)
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """One optimiser over all that is trained."""
-        optimizer = self.optimizer_partial([p for p in self.parameters() if p.requires_grad])
-        if self.scheduler_partial is None:
-            return optimizer
-        return [optimizer], [self.scheduler_partial(optimizer)]
+        """One optimiser over all that is trained, or one for each player.
+
+        Raises:
+            ValueError: optimisers and players differ in their names, or a parameter is not of exactly one player.
+        """
+        if not self.players and self.automatic_optimization:
+            optimizer = cast(OptimizerPartial, self.optimizer_partial)(
+                [p for p in self.parameters() if p.requires_grad]
+            )
+            schedules = self._schedule(cast(SchedulerPartial | None, self.scheduler_partial), optimizer)
+            return ([optimizer], schedules) if schedules else optimizer
+        partials, schedulers = self.optimizer_partial, {} if self.scheduler_partial is None else self.scheduler_partial
+        if not isinstance(partials, Mapping) or partials.keys() != self.players.keys():
+            given = list(partials) if isinstance(partials, Mapping) else "one for all"
+            raise ValueError(f"optimizer must be one for each of the players {list(self.players)}, got {given}")
+        if not isinstance(schedulers, Mapping) or schedulers.keys() - self.players.keys():
+            given = list(schedulers) if isinstance(schedulers, Mapping) else "one for all"
+            raise ValueError(f"scheduler must be given by the names of players {list(self.players)}, got {given}")
+        owner: dict[int, str] = {}
+        optimizers, configs = [], []
+        for player, modules in self.players.items():
+            mine = {id(p): p for module in modules for p in module.parameters() if p.requires_grad}
+            if shared := [owner[key] for key in mine if key in owner]:
+                raise ValueError(f"the players {shared[0]!r} and {player!r} share parameters")
+            owner |= dict.fromkeys(mine, player)
+            optimizers.append(partials[player](list(mine.values())))
+            configs += self._schedule(schedulers.get(player), optimizers[-1])
+        if idle := [name for name, p in self.named_parameters() if p.requires_grad and id(p) not in owner]:
+            raise ValueError(f"no player trains {idle[0]} ({len(idle)} such in all)")
+        return optimizers, configs
+
+    def _schedule(self, scheduler: SchedulerPartial | None, optimizer: Optimizer) -> list[Any]:
+        if scheduler is None:
+            return []
+        return [{"scheduler": scheduler(optimizer), "interval": "epoch", "monitor": self.monitor}]
+
+    def play(self, player: str, loss: Tensor, clip: float | None = None) -> None:
+        """One step of a player against a loss; the others gather no gradient from it.
+
+        Args:
+            player: one of ``players``.
+            loss: scalar.
+            clip: largest norm of its gradients; None: as ``clip`` of the method says.
+
+        Raises:
+            ValueError: there is no such player.
+            NotFiniteError: the loss is NaN or infinite.
+        """
+        if player not in self.players:
+            raise ValueError(f"player must be one of {list(self.players)}, got {player!r}")
+        found = self.optimizers()
+        optimizer = found[list(self.players).index(player)] if isinstance(found, list) else found
+        self._clip_now = self.clip if clip is None else clip
+        with self.toggled_optimizer(optimizer):
+            optimizer.zero_grad()
+            self.manual_backward(loss)
+            optimizer.step()
 
     def on_before_backward(self, loss: Tensor) -> None:
         """Stops before a bad loss reaches the weights.
@@ -76,7 +187,32 @@ class Method(LightningModule):
         Raises:
             NotFiniteError: the loss is NaN or infinite.
         """
-        check_finite(loss, self.global_step)
+        if not bool(torch.isfinite(loss).all()):
+            raise NotFiniteError(f"the loss is not finite at step {self.batches}: {loss.detach().tolist()}")
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Clips the gradients of a player: here, since with 16-bit floats they are scaled until now."""
+        if self._clip_now:
+            self.clip_gradients(optimizer, self._clip_now, self.clip_algorithm)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Steps the schedules of players at the end of an epoch, before it is validated, as Lightning does for one."""
+        if not self.automatic_optimization and batch_idx + 1 >= self.trainer.num_training_batches:
+            for schedule in self._schedules():
+                if not isinstance(schedule, ReduceLROnPlateau):
+                    schedule.step()
+
+    def on_train_epoch_end(self) -> None:
+        """Steps those that watch a number of the validation."""
+        if not self.automatic_optimization:
+            for schedule in self._schedules():
+                if isinstance(schedule, ReduceLROnPlateau):
+                    schedule.step(self.trainer.callback_metrics[self.monitor])
+
+    def _schedules(self) -> list[Any]:
+        return [config.scheduler for config in self.trainer.lr_scheduler_configs]
+
+    # ---- frozen networks --------------------------------------------------------------------------------------------
 
     def train(self, mode: bool = True) -> Self:
         """Sets the mode; frozen networks stay in eval mode."""
@@ -105,6 +241,8 @@ class Method(LightningModule):
 
     def _is_frozen(self, key: str) -> bool:
         return key.split(".", 1)[0] in self.frozen
+
+    # ---- evaluation -------------------------------------------------------------------------------------------------
 
     def _evaluated(self, batch: AttackBatch) -> tuple[AttackBatch, Said]:
         """Measures the valid images of a batch and keeps the rows; gives the pairs and what was said, on the CPU."""

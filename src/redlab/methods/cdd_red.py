@@ -184,7 +184,6 @@ class CDDRED(Method):
     """
 
     frozen = ("guide",)
-    monitor = "val/pa_benign"
     guide: nn.Module
 
     def __init__(
@@ -208,6 +207,7 @@ class CDDRED(Method):
         seed: int = 0,
     ) -> None:
         super().__init__(optimizer=optimizer, scheduler=scheduler)
+        self.monitor = "val/pa_benign"
         guide = next(iter(victims), "") if guide is None else guide
         if guide not in victims:
             raise ValueError(f"guide must be one of {list(victims)}, got {guide!r}")
@@ -245,7 +245,7 @@ class CDDRED(Method):
 
     def training_step(self, batch: AttackBatch, batch_idx: int) -> Tensor:
         """Eq. 4 on a batch."""
-        draws = generator("augment", self.seed, self.global_step, batch_idx, self.global_rank)
+        draws = generator("augment", self.seed, self.batches, batch_idx, self.global_rank)
         terms = self.loss_terms(batch.valid_rows(), draws)
         loss = cdd_objective(
             *terms,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +14,19 @@ import lightning as L
 from filelock import FileLock
 from hydra.utils import instantiate
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from redlab import victims as victim_files
 from redlab.crafting import AttackMix, Component
 from redlab.data import AttackDataModule
 from redlab.methods.base import Method
-from redlab.runs.check import ConfigError
+from redlab.runs.check import ConfigError, parameters_of, trains_victim
 from redlab.runs.config import as_plain
 from redlab.runs.console import console, progress
 from redlab.runs.identity import Content, digest, loader, network, recipe, victim_identity
 from redlab.runs.stopping import StopOnSignal
-from redlab.victims import Victim
-from redlab.victims.classifier import Classifier
+from redlab.victims import ImageClassifier, Victim
 from redlab.victims.facts import facts_of
 
 
@@ -53,7 +54,7 @@ def victim_identities(cfg: DictConfig, content: Content, own: Mapping[str, Any] 
         content: of its data.
         own: victims stored in a checkpoint, by name: of these the file of weights need not be there any more.
     """
-    if is_classifier(cfg):
+    if trains_victim(cfg):
         name = str(next(iter(cfg.victims)))
         return {name: digest(network(cfg, name))}
     found = {}
@@ -140,8 +141,9 @@ def _trained_victim(cfg: DictConfig, name: str, identity: str, data: AttackDataM
 def _train_victim(cfg: DictConfig, name: str, path: Path, shared: AttackDataModule) -> None:
     training = recipe(cfg, name)
     L.seed_everything(training.seed, verbose=False)
-    classifier = make_classifier(cfg, name, training.classifier)
+    classifier: Any = make_method(training.classifier, {"network": lambda: untrained(cfg, name)})
     data = victim_data(cfg, name, {name: classifier}, shared)
+    data.attach(classifier)
     trainer = L.Trainer(
         accelerator=cfg.trainer.accelerator,
         devices=1,
@@ -206,39 +208,119 @@ def _clean_mix() -> AttackMix:
     return AttackMix({"clean": Component(attack=None)})
 
 
-def make_classifier(cfg: DictConfig, name: str, node: DictConfig) -> Classifier:
-    """An untrained victim, as ``node`` says it is trained."""
-    backbone = instantiate(cfg.victims[name].backbone)
-    classifier: Classifier = instantiate(node, _partial_=True, _convert_="all")(backbone, **settings_of(cfg, name))
-    return classifier
+def untrained(cfg: DictConfig, name: str) -> ImageClassifier:
+    """The network of a victim, with what stands around it."""
+    return ImageClassifier(instantiate(cfg.victims[name].backbone), **settings_of(cfg, name))
+
+
+def helpers_of(cfg: DictConfig) -> DictConfig:
+    """The config with the networks of ``method.helpers`` in the place of the victims, for all that is done to those.
+
+    Helpers that are victims by name are left out.
+    """
+    specs = cfg.method.get("helpers") or {}
+    own = {name: spec for name, spec in specs.items() if not isinstance(spec, str)}
+    return OmegaConf.create({**as_plain(cfg), "victims": as_plain(OmegaConf.create(own))})
+
+
+def build_helpers(
+    cfg: DictConfig, embedded: Mapping[str, Any] | None = None, data: AttackDataModule | None = None
+) -> dict[str, Victim]:
+    """The networks of ``method.helpers``, made, loaded or trained as victims are, and attacked by nobody.
+
+    Args:
+        cfg: a finalised config.
+        embedded: helpers stored in a checkpoint, by name.
+        data: the data of the config, where somebody has them already.
+    """
+    return build_victims(helpers_of(cfg), embedded, data)
+
+
+def make_method(node: DictConfig, offers: Mapping[str, Callable[[], Any]]) -> Method:
+    """A method that is handed what its signature names, and nothing else.
+
+    Args:
+        node: ``_target_`` and what the YAML gives it; that comes before what is offered.
+        offers: by name, made only if it is asked for.
+    """
+    known = parameters_of(str(node._target_)) or {}
+    given = {k: make() for k, make in offers.items() if k in known and (k == "helpers" or k not in node)}
+    plain = {key: value for key, value in as_plain(node).items() if key != "helpers"}
+    # as a partial, since Hydra would copy modules that are handed to it
+    method: Method = instantiate(plain, _partial_=True, _convert_="all")(**given)
+    return method
+
+
+def offers(
+    cfg: DictConfig, victims: Mapping[str, nn.Module], helpers: Mapping[str, nn.Module], attack_names: Sequence[str]
+) -> dict[str, Callable[[], Any]]:
+    """What a method can ask for by naming it as an argument.
+
+    Args:
+        cfg: the config that it is, or was, trained with.
+        victims: ``victims``: name -> frozen network.
+        helpers: frozen networks of its own; ``helpers`` has besides them the victims that ``method.helpers`` names.
+        attack_names: ``attack_names``: of the mix, the first is "clean".
+
+    Returns:
+        Also ``num_classes``, ``channels`` and ``image_size`` of the data, and ``network``: that of the first victim,
+        untrained.
+    """
+    by_name = {k: v for k, v in (cfg.method.get("helpers") or {}).items() if isinstance(v, str)}
+    sizes = {key: cfg.data[key] for key in ("num_classes", "channels", "image_size")}
+    return {
+        "victims": lambda: victims,
+        "helpers": lambda: {**helpers, **{name: victims[victim] for name, victim in by_name.items()}},
+        "attack_names": lambda: list(attack_names),
+        "network": lambda: untrained(cfg, str(next(iter(cfg.victims)))),
+        **{key: partial(int, size) for key, size in sizes.items()},
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What a method is, or was, trained with: at an evaluation that may be other than what it is tested on.
+
+    Attributes:
+        cfg: its config.
+        attack_names: of its mix; None: those of the mix of the run.
+        victims: its victims; None: those of the run.
+        helpers: its helpers; None: to be made as ``cfg`` says.
+    """
+
+    cfg: DictConfig
+    attack_names: Sequence[str] | None = None
+    victims: Mapping[str, nn.Module] | None = None
+    helpers: Mapping[str, nn.Module] | None = None
 
 
 def build(
     cfg: DictConfig,
     embedded: Mapping[str, Any] | None = None,
-    guides: Mapping[str, nn.Module] | None = None,
+    *,
+    trained: Trained | None = None,
     data: AttackDataModule | None = None,
-) -> tuple[Method | Classifier, AttackDataModule]:
+) -> tuple[Method, AttackDataModule]:
     """The method and the data module of a config.
 
     Args:
         cfg: a finalised config.
         embedded: victims stored in a checkpoint, by name.
-        guides: victims that the method was trained with, where they are not those to be attacked.
+        trained: what the method was trained with, where that is not what ``cfg`` says.
         data: the data of the config, where somebody has them already.
     """
     shared = shared_data(cfg) if data is None else data
     mix = make_mix(cfg)
-    if is_classifier(cfg):
-        name = next(iter(cfg.victims))
-        L.seed_everything(cfg.seed, workers=True, verbose=False)
-        method: Method | Classifier = make_classifier(cfg, str(name), cfg.method)
-        victims: Mapping[str, nn.Module] = {str(name): method}
-    else:
-        victims = build_victims(cfg, embedded, shared)
-        # after the victims, so that the method starts the same whether they were trained or found
-        L.seed_everything(cfg.seed, workers=True, verbose=False)
-        method = instantiate(cfg.method, _partial_=True, _convert_="all")(victims=guides or victims)
+    trained = trained or Trained(cfg=cfg)
+    victims: Mapping[str, nn.Module] = {} if trains_victim(cfg) else build_victims(cfg, embedded, shared)
+    helpers = build_helpers(trained.cfg, None, shared) if trained.helpers is None else trained.helpers
+    # after the victims, so that the method starts the same whether they were trained or found
+    L.seed_everything(cfg.seed, workers=True, verbose=False)
+    known = victims if trained.victims is None else trained.victims
+    names = mix.names if trained.attack_names is None else trained.attack_names
+    method = make_method(cfg.method, offers(trained.cfg, known, helpers, names))
+    if trains_victim(cfg):
+        victims = {str(next(iter(cfg.victims))): method}
     # as a partial, since Hydra would copy modules that are handed to it
     module: AttackDataModule = instantiate(cfg.data, _partial_=True)(
         mix=mix, victims=victims, seed=cfg.seed, source=lambda: shared.splits
@@ -247,6 +329,7 @@ def build(
     return method, module
 
 
-def is_classifier(cfg: DictConfig) -> bool:
-    """Whether the config trains a victim, not a method that repairs or reads attacked images."""
-    return str(cfg.method._target_).endswith(".Classifier")
+def needs_victims(cfg: DictConfig) -> bool:
+    """Whether the method is handed victims, itself or as helpers."""
+    by_name = any(isinstance(spec, str) for spec in (cfg.method.get("helpers") or {}).values())
+    return by_name or "victims" in (parameters_of(str(cfg.method._target_)) or {})

@@ -165,6 +165,21 @@ def _options(annotation: Any) -> Iterator[Any]:
         yield annotation
 
 
+def trains_victim(cfg: Any) -> bool:
+    """Whether a method trains a victim itself: its signature names ``network``, the untrained one of the first victim.
+
+    False where its class cannot be imported, which is said elsewhere.
+    """
+    return _names(cfg.get("method"), "network")
+
+
+def _names(node: Any, argument: str) -> bool:
+    try:
+        return argument in (parameters_of(str(node["_target_"])) or {})
+    except Exception:  # of an import, whatever it is
+        return False
+
+
 def check_fields(cfg: DictConfig, trained: bool) -> None:
     """Rules between fields that would otherwise fail late or silently."""
     for part in ("data", "victims", "mix", "victim_training", "method", "trainer", "logger"):
@@ -175,9 +190,7 @@ def check_fields(cfg: DictConfig, trained: bool) -> None:
             raise ConfigError(f"The config has no {part}: leave its group in, give {group}=..., not ~{group}{none}.")
     check_recipe("victim_training", cfg.victim_training)
     for name, victim in cfg.victims.items():
-        _check_group(f"victims.{name}", victim)
-        _check_names(f"victims.{name}", victim, _VICTIM)
-        check_recipe(f"victims.{name}.training", victim.get("training") or DictConfig({}), cfg.victim_training)
+        _check_victim(f"victims.{name}", victim, cfg.victim_training)
     _check_values("", cfg, {"seed": _SEED})
     _check_values("trainer", cfg.trainer, _TRAINER)
     trainer = cfg.trainer
@@ -197,7 +210,7 @@ def check_fields(cfg: DictConfig, trained: bool) -> None:
         _check_group(f"mix.components.{name}", component)
     attacks = any(c.get("attack") and c.get("weight", 1) != 0 for c in (cfg.mix.get("components") or {}).values())
     mix, method = (f"{group}={cfg.get('choices', {}).get(group, '?')}" for group in ("mix", "method"))
-    if not str(cfg.method._target_).endswith(".Classifier"):
+    if not trains_victim(cfg):
         if not attacks and not trained:
             raise ConfigError(
                 f"{method} learns from attacked images, but {mix} deals none, or each at weight 0: choose a "
@@ -207,7 +220,7 @@ def check_fields(cfg: DictConfig, trained: bool) -> None:
         for name, component in (cfg.mix.get("components") or {}).items():
             if component.get("attack") is not None and component.get("knowledge", "victim") == "victim":
                 raise ConfigError(
-                    f"method=classifier has no victim to attack, but mix component {name} does: "
+                    f"{method} has no victim to attack, but mix component {name} does: "
                     f"add mix=clean, or mix=adversarial_training."
                 )
     if trainer.get("overfit_batches"):
@@ -215,6 +228,15 @@ def check_fields(cfg: DictConfig, trained: bool) -> None:
             f"trainer.overfit_batches={trainer.overfit_batches} would show other images in every epoch; use "
             f"data.limit_train={cfg.data.batch_size}, which is one batch, instead."
         )
+    helpers = cfg.method.get("helpers") or {}
+    for name, helper in helpers.items():
+        if not isinstance(helper, str):
+            _check_victim(f"method.helpers.{name}", helper, cfg.victim_training)
+        elif helper not in cfg.victims and not trained:
+            raise ConfigError(
+                f"method.helpers.{name}={helper} is not one of the victims: {', '.join(cfg.victims)}; choose one of "
+                f"them, or give it a network of its own with +victim@method.helpers.{name}=..."
+            )
     guide = cfg.method.get("guide")
     if guide is not None and guide not in cfg.victims and not trained:
         raise ConfigError(
@@ -230,6 +252,12 @@ def check_fields(cfg: DictConfig, trained: bool) -> None:
                     f"mix.components.{name}.victims names {victim!r}, but the victims are {', '.join(cfg.victims)}; "
                     f"add it with victim=[...]."
                 )
+
+
+def _check_victim(path: str, victim: Any, recipe: DictConfig) -> None:
+    _check_group(path, victim)
+    _check_names(path, victim, _VICTIM)
+    check_recipe(f"{path}.training", victim.get("training") or DictConfig({}), recipe)
 
 
 Rule = tuple[Callable[[Any], bool], str]  # a test of a value, and what it must be
@@ -340,7 +368,7 @@ def check_acts(cfg: DictConfig) -> None:
             raise ConfigError(f"{key}={str(value).lower()} cannot be: {reason}.")
     for path in ("method", "victim_training.classifier"):
         node = OmegaConf.select(cfg, path) or {}
-        for leaf in _OF_VICTIM if str(node.get("_target_")).endswith(".Classifier") else ():
+        for leaf in _OF_VICTIM if _names(node, "network") else ():
             if leaf in node:
                 raise ConfigError(f"{path}.{leaf} has no effect here: set it at victims.<name>.{leaf}.")
     callbacks = cfg.trainer.get("callbacks") or []

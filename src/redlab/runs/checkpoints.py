@@ -22,14 +22,13 @@ from redlab.crafting import AttackMix
 from redlab.data import AttackDataModule
 from redlab.methods.base import Method
 from redlab.provenance import commit, versions
-from redlab.runs.build import build, content
+from redlab.runs.build import Trained, build, build_helpers, content
 from redlab.runs.check import ConfigError
 from redlab.runs.config import as_plain, finalise, leaves
 from redlab.runs.console import console
 from redlab.runs.identity import LENGTH, difference, digest, victim_identity, victim_settings
 from redlab.runs.trust import stored_config
 from redlab.victims import Victim, state_hash
-from redlab.victims.classifier import Classifier
 
 
 class RunCheckpoint(ModelCheckpoint):
@@ -52,40 +51,50 @@ class RunCheckpoint(ModelCheckpoint):
 class RunRecord(Callback):
     """Puts into every checkpoint what is needed to evaluate it anywhere, and what it is.
 
-    That is, under ``redlab``: config, names of the attacks, victims; ``identity`` and what it counts (``counted``);
-    and ``trained_with``, commit and versions of each session that trained it, if they were others than before.
+    That is, under ``redlab``: config, names of the attacks, victims, helpers; ``identity`` and what it counts
+    (``counted``); and ``trained_with``, commit and versions of each session that trained it, if they were others than
+    before.
 
     Args:
         cfg: the finalised config.
+        helpers: of the method, by name.
         counted: what the identity of the run is a hash of, see ``run_facts``.
         trained_with: what the checkpoint says that this session goes on from.
     """
 
     def __init__(
-        self, cfg: DictConfig, counted: Mapping[str, Any], trained_with: Sequence[Mapping[str, Any]] = ()
+        self,
+        cfg: DictConfig,
+        helpers: Mapping[str, Victim],
+        counted: Mapping[str, Any],
+        trained_with: Sequence[Mapping[str, Any]] = (),
     ) -> None:
-        self.config, self.counted = as_plain(cfg), dict(counted)
+        self.config, self.helpers, self.counted = as_plain(cfg), helpers, dict(counted)
         this = {"commit": commit(), "versions": versions()}
         self.trained_with = [*trained_with, *([] if [this] == list(trained_with[-1:]) else [this])]
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Adds the record."""
         data: AttackDataModule = trainer.datamodule  # type: ignore[attr-defined]
-        record: dict[str, Any] = {
+        victims = {name: victim for name, victim in data.victims.items() if isinstance(victim, Victim)}
+        checkpoint["redlab"] = {
             "config": self.config,
             "identity": digest(self.counted),
             "counted": self.counted,
             "trained_with": self.trained_with,
             "attacks": list(data.mix.names),
-            "victims": {},
+            "victims": self._networks(victims, self.config["victims"]),
+            "helpers": self._networks(self.helpers, self.config["method"].get("helpers") or {}),
         }
-        for name, victim in data.victims.items():
-            if isinstance(victim, Victim):
-                facts = {"sha256": state_hash(victim), "clean_accuracy": victim.clean_accuracy}
-                record["victims"][name] = facts | {"identity": victim.identity}
-                if self.config["save_victims"] and self.config["victims"][name].get("weights") != "builtin":
-                    record["victims"][name]["state_dict"] = victim.state_dict()
-        checkpoint["redlab"] = record
+
+    def _networks(self, networks: Mapping[str, Victim], specs: Mapping[str, Any]) -> dict[str, Any]:
+        record: dict[str, Any] = {}
+        for name, network in networks.items():
+            facts = {"sha256": state_hash(network), "clean_accuracy": network.clean_accuracy}
+            record[name] = facts | {"identity": network.identity}
+            if self.config["save_victims"] and specs[name].get("weights") != "builtin":
+                record[name]["state_dict"] = network.state_dict()
+        return record
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Corrects paths: in a folder that has moved, ModelCheckpoint would forget which checkpoint is the best."""
@@ -196,6 +205,9 @@ def resume_from(out: Path, cfg: DictConfig) -> Path | None:
             console.print(f"[yellow]{error}[/]")
             continue
         same_method(path, checkpoint, cfg)
+        before = checkpoint["redlab"]["config"].get("init")
+        if before != cfg.get("init"):
+            raise ConfigError(f"{path} was started with init={before}, not {cfg.get('init')}; use another folder.")
         return path
     if damaged is not None:
         raise ConfigError(f"{damaged} Nothing in {out}/checkpoints can be resumed; remove it or use another folder.")
@@ -304,7 +316,7 @@ class Run:
     data: AttackDataModule
 
 
-def load(run: str | Path, *, allow: Sequence[str] = ()) -> Method | Classifier:
+def load(run: str | Path, *, allow: Sequence[str] = ()) -> Method:
     """A trained method, in eval mode, from a run folder or a checkpoint; for notebooks.
 
     Example: ``x_hat = redlab.load("outputs/...").restore(x_adv)``. What it was made with is its ``run``, see `Run`.
@@ -321,13 +333,64 @@ def load(run: str | Path, *, allow: Sequence[str] = ()) -> Method | Classifier:
     checkpoint = read_checkpoint(path)
     config = stored_config(path, checkpoint["redlab"]["config"], allow)
     cfg = finalise(OmegaConf.create(config))
-    method, data = build(cfg, checkpoint["redlab"]["victims"])
+    method, data = build(cfg, checkpoint["redlab"]["victims"], trained=trained_with(cfg, checkpoint["redlab"]))
     load_weights(method, path, checkpoint)
     method.run = Run(config=as_plain(cfg), victims=data.victims, mix=data.mix, data=data)
     return method.eval()
 
 
-def load_weights(method: Method | Classifier, path: Path, checkpoint: dict[str, Any]) -> None:
+def trained_with(cfg: DictConfig, record: Mapping[str, Any], victims: Mapping[str, nn.Module] | None = None) -> Trained:
+    """What the method of a checkpoint was trained with, with the helpers in it.
+
+    Args:
+        cfg: its config.
+        record: what `RunRecord` wrote.
+        victims: its victims, where they are others than those of the run that it is for.
+    """
+    helpers = build_helpers(cfg, record.get("helpers"))
+    return Trained(cfg=cfg, attack_names=record["attacks"], victims=victims, helpers=helpers)
+
+
+def start_from(method: Method, run: Path) -> str:
+    """Starts a method from the weights of another run, and says what it took over.
+
+    Of a run of the same class all weights must fit. Of another class those parts are taken, networks that are
+    attributes of the method, of which all names and shapes fit. Frozen networks stay the method's own.
+
+    Args:
+        method: untrained.
+        run: folder or checkpoint.
+
+    Raises:
+        ConfigError: the checkpoint cannot be read, or does not fit.
+    """
+    path = find_checkpoint(run)
+    if not path.is_file():
+        raise ConfigError(f"init={run}: there is no such checkpoint or folder of a run.")
+    checkpoint = read_checkpoint(path)
+    kind = str(checkpoint["redlab"]["config"]["method"]["_target_"]).rsplit(".", 1)[-1]
+    theirs = checkpoint["state_dict"]
+    own = {key: value for key, value in method.state_dict().items() if key.split(".", 1)[0] not in method.frozen}
+    fits = {key: key in theirs and theirs[key].shape == value.shape for key, value in own.items()}
+    if kind == type(method).__name__:
+        if wrong := [key for key in {**own, **theirs} if not fits.get(key)]:
+            shapes = [f"{tuple(state[wrong[0]].shape)}" if wrong[0] in state else "absent" for state in (theirs, own)]
+            raise ConfigError(
+                f"init={run} does not fit this {kind}: {wrong[0]} is {shapes[0]} there and {shapes[1]} here "
+                f"({len(wrong)} such in all); give both the same sizes under method."
+            )
+        parts = {key.split(".", 1)[0] for key in own}
+    else:
+        parts = {key.split(".", 1)[0] for key in own}
+        parts -= {key.split(".", 1)[0] for key, fit in fits.items() if not fit}
+        if not parts:
+            raise ConfigError(f"init={run} holds a {kind}, no part of which fits this {type(method).__name__}.")
+    taken = {key: theirs[key] for key in own if key.split(".", 1)[0] in parts}
+    method.load_state_dict(taken, strict=False)
+    return f"{', '.join(sorted(parts))} of the {kind} in {path}"
+
+
+def load_weights(method: Method, path: Path, checkpoint: dict[str, Any]) -> None:
     """Fills a method with the weights of a checkpoint.
 
     Raises:

@@ -161,9 +161,9 @@ def defaults(cfg: DictConfig) -> DictConfig:
 def _absolute(plain: dict[str, Any]) -> None:
     """Makes paths absolute, with ``~`` as the home folder: what is stored must mean the same from any other folder."""
     data = plain.get("data") or {}
-    victims = plain.get("victims") or {}
-    places = [(plain, "victim_root"), (data, "root"), (data.get("source"), "root")]
-    for node, key in [*places, *((victim, "weights") for victim in victims.values())]:
+    networks = [*(plain.get("victims") or {}).values(), *((plain.get("method") or {}).get("helpers") or {}).values()]
+    places = [(plain, "victim_root"), (plain, "init"), (data, "root"), (data.get("source"), "root")]
+    for node, key in [*places, *((network, "weights") for network in networks)]:
         if isinstance(node, dict) and isinstance(node.get(key), str) and node[key] != "builtin":
             node[key] = os.path.abspath(os.path.expanduser(node[key]))
 
@@ -186,6 +186,8 @@ def override_stored(stored: dict[str, Any], overrides: Sequence[str]) -> DictCon
     choices = dict(stored.get("choices", {}))
     fixed = {"method", "experiment", "victim_training"}
     for override in parsed:
+        if override.key_or_group == "init":
+            raise ConfigError(f"{override.input_line}: a checkpoint has its own weights; train a new one from there.")
         if override.is_delete():
             raise ConfigError(f"{override.input_line}: nothing can be taken out of what a checkpoint holds; set it.")
     chosen = {o.key_or_group: o for o in parsed if o.key_or_group in _groups()}

@@ -8,11 +8,11 @@ and what their constructors say is put beside the key whose value they refuse (`
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from filelock import FileLock
@@ -26,24 +26,29 @@ from redlab.attacks.feature import FeatureAttack
 from redlab.batch import CLEAN, capabilities
 from redlab.crafting import AttackMix
 from redlab.data import AttackDataModule
+from redlab.evaluation import answers
+from redlab.methods import Method
 from redlab.runs.blame import attempt
 from redlab.runs.build import (
     content,
-    is_classifier,
-    make_classifier,
+    helpers_of,
+    make_method,
     make_mix,
+    offers,
     settings_of,
+    untrained,
     victim_data,
     victim_file,
 )
-from redlab.runs.check import ConfigError
-from redlab.runs.checkpoints import own_victims
+from redlab.runs.check import ConfigError, trains_victim
+from redlab.runs.checkpoints import own_victims, start_from
 from redlab.runs.identity import recipe, victim_identity
 from redlab.runs.loggers import check_packages
 from redlab.runs.trainer import make_trainer
 from redlab.victims import load
 from redlab.victims.victim import ImageClassifier
 
+T = TypeVar("T")
 _MAX_EPOCHS = 1000  # of a schedule that is tried out
 
 
@@ -87,11 +92,20 @@ def _rehearse(
     victims, origins = {}, {}
     for name in map(str, cfg.victims):
         victims[name], origins[f"victim {name}"] = _known_victim(cfg, name, name in stored, data)
+    helpers, embedded = {}, {k for k, v in record.get("helpers", {}).items() if v.get("state_dict") is not None}
+    for name in map(str, helpers_of(trained or cfg).victims):
+        helpers[name], origins[f"helper {name}"] = _known_victim(
+            trained or cfg, name, name in embedded, data, "helpers"
+        )
+    names = record.get("attacks", mix.names)
     if trained is None:
-        method = attempt(cfg, "method", lambda c: _method(c, victims))
+        method = attempt(cfg, "method", lambda c: _method(c, c, victims, helpers, names))
+        attempt(cfg, "trainer", lambda c: make_trainer(c, Path(), [], [], method=method))
         attempt(cfg, "trainer", lambda c: _limits(c, mix, data))
+        if cfg.init is not None and not record:
+            origins["init"] = start_from(method, Path(cfg.init))
     else:
-        method = _trained_method(cfg, trained, victims)
+        method = _trained_method(cfg, trained, victims, helpers, names)
     attempt(cfg, "mix", lambda c: _fits(make_mix(c), method, victims))
     epochs = f", {cfg.trainer.max_epochs} epochs of {_limits(cfg, mix, data)} steps" if trained is None and data else ""
     cells = mix.cells(victims, adaptive=bool(capabilities(method)))
@@ -160,7 +174,7 @@ def _limits(cfg: DictConfig, mix: AttackMix, data: AttackDataModule | None) -> i
             batches = min(batches, limit)
         if part == "train":
             steps = batches
-        if part == "val" and batches and not is_classifier(cfg):
+        if part == "val" and batches and not trains_victim(cfg):
             rows = data.indices["val"][: batches * data.eval_batch_size]
             names = list(map(str, cfg.victims))
             plan = mix.plan(rows, torch.arange(len(rows)), stage="val", epoch=0, victim_names=names)
@@ -177,17 +191,25 @@ def _limits(cfg: DictConfig, mix: AttackMix, data: AttackDataModule | None) -> i
     return steps
 
 
-def _known_victim(cfg: DictConfig, name: str, stored: bool, data: AttackDataModule | None) -> tuple[nn.Module, str]:
-    """A stand-in, and where the victim will come from."""
-    net: nn.Module = attempt(cfg, f"victims.{name}", lambda c: _victim(c, name, stored))
+def _known_victim(
+    whole: DictConfig, name: str, stored: bool, data: AttackDataModule | None, place: str = "victims"
+) -> tuple[nn.Module, str]:
+    """A stand-in, and where the victim, or the helper, will come from."""
+    helper = place == "helpers"
+
+    def view(config: DictConfig) -> DictConfig:
+        return helpers_of(config) if helper else config
+
+    cfg, where = view(whole), f"method.helpers.{name}" if helper else f"victims.{name}"
+    net: nn.Module = attempt(whole, where, lambda c: _victim(view(c), name, stored))
     weights = cfg.victims[name].get("weights")
-    if is_classifier(cfg):
+    if trains_victim(cfg) and not helper:
         return net, "trained by this run" if name == next(iter(cfg.victims)) else "not used"
     if stored:
         return net, "in the checkpoint"
     if weights is not None:
         return net, "comes with its weights" if weights == "builtin" else f"in {weights}"
-    attempt(cfg, "victim_training", lambda c: _recipe(c, name, data))
+    attempt(whole, "victim_training", lambda c: _recipe(view(c), name, data))
     root = Path(cfg.victim_root) / str(cfg.data.name)
     if any(place.exists() and not place.is_dir() for place in (root, *root.parents)):
         raise ConfigError(f"victim_root={cfg.victim_root} must be a folder, or none yet: a file is in the way.")
@@ -206,7 +228,7 @@ def _victim(cfg: DictConfig, name: str, stored: bool) -> nn.Module:
         device = "cpu"
     else:
         with torch.device(device):
-            net = ImageClassifier(instantiate(spec.backbone), **settings_of(cfg, name)).eval()
+            net = untrained(cfg, name).eval()
     _answer(net, net.features if net.feature_layer else net.forward, _image(cfg, device))
     return net
 
@@ -221,7 +243,7 @@ def _image(cfg: DictConfig, device: str = "cpu") -> Tensor:
     return torch.zeros(1, cfg.data.channels, cfg.data.image_size, cfg.data.image_size, device=device)
 
 
-def _answer(module: nn.Module, function: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
+def _answer(module: nn.Module, function: Callable[[Tensor], T], image: Tensor) -> T:
     """What a network makes of an image; torch's complaint about shapes says which network, and what image."""
     try:
         with torch.no_grad():
@@ -234,36 +256,46 @@ def _answer(module: nn.Module, function: Callable[[Tensor], Tensor], image: Tens
 def _recipe(cfg: DictConfig, name: str, data: AttackDataModule | None) -> None:
     training = recipe(cfg, name)
     with torch.device(_device(cfg, name)):
-        classifier = make_classifier(cfg, name, training.classifier)
+        classifier = make_method(training.classifier, {"network": lambda: untrained(cfg, name)})
     if data is not None:
         victim_data(cfg, name, {}, data)
     _try_schedules(classifier.configure_optimizers(), training.max_epochs, watched=training.val_size > 0)
 
 
-def _method(cfg: DictConfig, victims: Mapping[str, nn.Module]) -> LightningModule:
-    if is_classifier(cfg):
-        first = str(next(iter(cfg.victims)))
-        with torch.device(_device(cfg, first)):
-            method: LightningModule = make_classifier(cfg, first, cfg.method)
-    else:
-        method = instantiate(cfg.method, _partial_=True, _convert_="all")(victims=victims)
-    restorer: Any = method.eval()
+def _method(
+    cfg: DictConfig,
+    trained: DictConfig,
+    victims: Mapping[str, nn.Module],
+    helpers: Mapping[str, nn.Module],
+    attack_names: Sequence[str],
+) -> Method:
+    """The method, as it was or will be trained, in front of an image of ``cfg``."""
+    device = _device(cfg, str(next(iter(cfg.victims)))) if trains_victim(cfg) else "cpu"
+    with torch.device(device):
+        method = make_method(cfg.method, offers(trained, victims, helpers, attack_names)).eval()
+    image, restorer = _image(cfg, device), cast(Any, method)
     if "restorer" in capabilities(method):
-        image = _image(cfg)
         restored = _answer(method, restorer.restore, image)
         if restored.shape != image.shape:
             raise ValueError(f"restore must keep the shape {tuple(image.shape)} of images, got {tuple(restored.shape)}")
-    watched = is_classifier(cfg) and cfg.data.val_size > 0 and cfg.trainer.limit_val_batches != 0
+    _answer(method, lambda x: answers(method, x), image)
+    watched = cfg.data.val_size > 0 and cfg.trainer.limit_val_batches != 0
     _try_schedules(method.configure_optimizers(), cfg.trainer.max_epochs, watched=watched)
     return method
 
 
-def _trained_method(cfg: DictConfig, trained: DictConfig, victims: Mapping[str, nn.Module]) -> LightningModule:
+def _trained_method(
+    cfg: DictConfig,
+    trained: DictConfig,
+    victims: Mapping[str, nn.Module],
+    helpers: Mapping[str, nn.Module],
+    attack_names: Sequence[str],
+) -> Method:
     """Of an evaluation: as it was trained, in front of other images."""
     if cfg.victims != trained.victims or cfg.data != trained.data:
         victims = {name: _victim(trained, name, stored=True) for name in map(str, trained.victims)}
     try:
-        return _method(cfg, victims)
+        return _method(cfg, trained, victims, helpers, attack_names)
     except ValueError as error:
         raise ConfigError(
             f"data={cfg.choices.data} does not fit the method of this run: {error}; choose data with images of "

@@ -23,7 +23,16 @@ from redlab.data import AttackDataModule
 from redlab.methods.base import Method
 from redlab.metrics import Samples
 from redlab.report.run_report import run_report
-from redlab.runs.build import build, build_victims, content, is_classifier, shared_data, victim_identities
+from redlab.runs.build import (
+    Trained,
+    build,
+    build_helpers,
+    build_victims,
+    content,
+    needs_victims,
+    shared_data,
+    victim_identities,
+)
 from redlab.runs.check import ConfigError
 from redlab.runs.checkpoints import (
     RunCheckpoint,
@@ -37,6 +46,8 @@ from redlab.runs.checkpoints import (
     resume_from,
     same_method,
     same_run,
+    start_from,
+    trained_with,
 )
 from redlab.runs.config import finalise, override_stored
 from redlab.runs.console import console, filter_known_warnings
@@ -47,7 +58,6 @@ from redlab.runs.loggers import close, make_loggers
 from redlab.runs.stopping import StopOnSignal, Stopped
 from redlab.runs.trainer import make_trainer
 from redlab.runs.trust import stored_config
-from redlab.victims.classifier import Classifier
 
 
 def train(cfg: DictConfig, out: Path) -> dict[str, float]:
@@ -86,7 +96,11 @@ def _train(cfg: DictConfig, out: Path) -> dict[str, float]:
     _show_config(cfg, out)
     if resume is not None:
         console.print(f"Resuming from {resume}")
-    method, data = build(cfg, own, data=images)
+    helpers = build_helpers(cfg, record.get("helpers"), images)
+    trained = Trained(cfg=cfg, attack_names=record.get("attacks"), helpers=helpers)
+    method, data = build(cfg, own, trained=trained, data=images)
+    if cfg.init is not None and resume is None:
+        console.print(f"Starting from {start_from(method, Path(cfg.init))}")
     checkpoints = out / "checkpoints"
     best = RunCheckpoint(
         checkpoints, "best", monitor=method.monitor, mode=method.monitor_mode, enable_version_counter=False
@@ -97,7 +111,8 @@ def _train(cfg: DictConfig, out: Path) -> dict[str, float]:
     stop = StopOnSignal(checkpoints / "last.ckpt")
     loggers = make_loggers(cfg, out)
     kept = [*([best] if validated else []), last]
-    trainer = make_trainer(cfg, out, [*kept, RunRecord(cfg, counted, record.get("trained_with", ())), stop], loggers)
+    written = RunRecord(cfg, helpers, counted, record.get("trained_with", ()))
+    trainer = make_trainer(cfg, out, [*kept, written, stop], loggers, method=method)
     try:
         trainer.fit(method, datamodule=data, ckpt_path=resume)
         chosen = checkpoints / ("best.ckpt" if (checkpoints / "best.ckpt").exists() else "last.ckpt")
@@ -188,8 +203,8 @@ def _evaluate(run: Path, overrides: Sequence[str], out: Path, allow: Sequence[st
     others = [str(name) for name in cfg.victims if name not in own]
     console.print(f"Victims of the run itself: {', '.join(own) or 'none'}. Others: {', '.join(others) or 'none'}.")
     all_own = not others and list(cfg.victims) == list(trained.victims)
-    guides = None if all_own or is_classifier(cfg) else build_victims(trained, record["victims"])
-    method, data = build(cfg, own, guides, images)
+    guides = None if all_own or not needs_victims(cfg) else build_victims(trained, record["victims"])
+    method, data = build(cfg, own, trained=trained_with(trained, record, guides), data=images)
     check_hashes(record["victims"], guides or data.victims)
     load_weights(method, path, checkpoint)
     loggers = make_loggers(cfg, out)
@@ -233,7 +248,7 @@ def _finish(
     cfg: DictConfig,
     out: Path,
     trainer: L.Trainer,
-    method: Method | Classifier,
+    method: Method,
     data: AttackDataModule,
     started: float,
     loggers: list[Logger],
@@ -241,7 +256,7 @@ def _finish(
     metrics = dict(method.results)
     if trainer.is_global_zero:
         (out / "config.yaml").write_text(OmegaConf.to_yaml(cfg))
-        rows = getattr(method, "samples", None) or Samples({})
+        rows = method.samples or Samples({})
         if len(rows):
             rows.save(out / "samples.npz")
         part = out / "metrics.json.part"
@@ -256,7 +271,7 @@ def _finish(
             + ("" if "csv" in (cfg.get("logger") or {}) else " No curves: they are those of logger=csv."),
             config=OmegaConf.to_yaml(cfg),
             rows=rows,
-            examples=getattr(method, "examples", []),
+            examples=method.examples,
             victims=data.victims,
             class_names=data.classes,
             loggers=loggers,

@@ -10,8 +10,11 @@ from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback, Checkpoint, ModelSummary, ProgressBar, RichModelSummary
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
+from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig
 
+from redlab.methods import Method
+from redlab.runs.check import ConfigError
 from redlab.runs.config import as_plain
 from redlab.runs.console import progress
 
@@ -23,15 +26,24 @@ _PROFILERS: dict[str, type[Profiler]] = {
 
 
 def make_trainer(
-    cfg: DictConfig, out: Path, callbacks: Sequence[Callback], loggers: Sequence[Logger], *, testing: bool = False
+    cfg: DictConfig,
+    out: Path,
+    callbacks: Sequence[Callback],
+    loggers: Sequence[Logger],
+    *,
+    method: Method | None = None,
+    testing: bool = False,
 ) -> L.Trainer:
     """The Trainer, with ``trainer.callbacks`` beside those of redlab, and a profile that is kept in the run's folder.
+
+    Clipping is handed to a method with several players, which Lightning would refuse to do for it.
 
     Args:
         cfg: a finalised config.
         out: folder of the run.
         callbacks: redlab's own.
         loggers: of the run.
+        method: what is trained, where it is known already.
         testing: nothing is trained, so that no checkpoint is to be written.
     """
     theirs = _callbacks(cfg)
@@ -44,6 +56,10 @@ def make_trainer(
     rest = {key: value for key, value in as_plain(cfg.trainer).items() if key not in ("callbacks", "profiler")}
     if testing:
         rest["enable_checkpointing"] = False
+    if method is not None and not method.automatic_optimization:
+        _check_players(cfg)
+        method.clip = rest.pop("gradient_clip_val", None)
+        method.clip_algorithm = rest.pop("gradient_clip_algorithm", None) or "norm"
     # as a partial, since Hydra would copy objects that are handed to it
     trainer: L.Trainer = instantiate(rest, _partial_=True, _convert_="all")(
         callbacks=[*callbacks, *theirs, *bars, *summary],
@@ -51,7 +67,29 @@ def make_trainer(
         default_root_dir=str(out),
         profiler=_profiler(cfg, out),
     )
+    if method is not None and method.unused_parameters and isinstance(trainer.strategy, DDPStrategy):
+        trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
     return trainer
+
+
+def _check_players(cfg: DictConfig) -> None:
+    """What Lightning counts in steps of optimisers has no meaning where a batch has several.
+
+    Raises:
+        ConfigError: such a number is set.
+    """
+    several = f"method={cfg.choices.method} has several players, each with steps of its own"
+    if cfg.trainer.get("accumulate_grad_batches") not in (None, 1):
+        raise ConfigError(
+            f"trainer.accumulate_grad_batches={cfg.trainer.accumulate_grad_batches} cannot be: {several}; set a larger "
+            "data.batch_size instead."
+        )
+    for key in ("max_steps", "min_steps"):
+        if cfg.trainer.get(key) not in (None, -1):
+            raise ConfigError(
+                f"trainer.{key}={cfg.trainer[key]} cannot be: {several}; set trainer.max_epochs or "
+                "trainer.limit_train_batches instead."
+            )
 
 
 def _callbacks(cfg: DictConfig) -> list[Callback]:

@@ -21,7 +21,7 @@ from redlab import attacks, crafting, data, methods
 from redlab.attacks import adapters
 from redlab.runs.check import ConfigError
 from redlab.runs.config import as_plain, compose, parse
-from redlab.victims import architectures, classifier
+from redlab.victims import architectures
 from redlab.victims.loading import check_builder_arguments
 
 _OFFERED: Mapping[ModuleType, Sequence[str]] = {
@@ -31,7 +31,6 @@ _OFFERED: Mapping[ModuleType, Sequence[str]] = {
     data: data.__all__,
     methods: methods.__all__,
     architectures: architectures.__all__,
-    classifier: ("Classifier",),
 }
 _OPTION = re.compile(r"(?!\.)[\w.-]+(/(?!\.)[\w.-]+)*")  # the name of an option of a group, never a way out of conf/
 
@@ -170,7 +169,7 @@ def _builds(where: str, target: str | None) -> bool:
     """Whether a node makes a network; the words of a run folder need not repeat the name of the function."""
     if target:
         return target.startswith("redlab.victims.") and target.rpartition(".")[2] in architectures.__all__
-    return bool(re.fullmatch(r"victims\.[^.]+\.backbone", where))
+    return bool(re.fullmatch(r"(victims|method\.helpers)\.[^.]+\.backbone", where))
 
 
 def _remedy(names: Collection[str]) -> str:

@@ -16,7 +16,7 @@ from redlab.victims import architectures
 from redlab.victims.victim import Victim
 
 CHECKPOINT_KEY = "redlab_victim"
-"""Where a checkpoint of ``redlab.victims.classifier.Classifier`` keeps the description of its network."""
+"""Where a checkpoint of ``redlab.methods.Classifier`` keeps the description of its network."""
 
 _WEIGHTS = "net.backbone."
 

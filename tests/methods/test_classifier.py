@@ -17,8 +17,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from redlab.batch import CLEAN, AttackBatch
-from redlab.victims import Victim, architectures, load
-from redlab.victims.classifier import Classifier, NotFiniteError
+from redlab.evaluation import Evaluator
+from redlab.methods import Classifier, NotFiniteError
+from redlab.victims import ImageClassifier, Victim, architectures, load
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The .*dataloader.* does not have many workers"),
@@ -45,6 +46,10 @@ class Digits(L.LightningDataModule):
 
     train_dataloader = val_dataloader = test_dataloader = loader
 
+    def setup(self, stage):
+        model = self.trainer.lightning_module
+        model.evaluator = Evaluator(victims={"self": model}, attack_names=("clean", "inverted"))
+
     def on_after_batch_transfer(self, batch, dataloader_idx):
         x, y = batch
         n = len(y)
@@ -59,9 +64,10 @@ def small():
     return architectures.small_cnn(10, 1, 12, widths=(16, 32))
 
 
-def classifier(backbone=None, **settings):
-    settings = {"num_classes": 10, "optimizer": ADAM, "mean": [0.3], "std": [0.4], "input_size": 12} | settings
-    return Classifier(backbone or small(), name="tiny", feature_layer="features.4", data_name="digits", **settings)
+def classifier(**settings):
+    around = {"num_classes": 10, "mean": [0.3], "std": [0.4], "input_size": 12, "feature_layer": "features.4"}
+    network = ImageClassifier(small(), name="tiny", **around)
+    return Classifier(network=network, data_name="digits", **{"optimizer": ADAM, **settings})
 
 
 def trainer(epochs=1):
@@ -101,10 +107,9 @@ def saved(trained, tmp_path):
 def test_overfits_32_digits(trained):
     model, run, _ = trained
     assert model.clean_accuracy == run.callback_metrics["val/clean_accuracy"] == 1.0
-    assert "val/attacked_accuracy" not in run.callback_metrics
 
 
-def test_accuracies_count_valid_rows_clean_and_attacked_apart(trained):
+def test_accuracies_are_of_valid_rows_and_of_the_defended_answer(trained):
     model, data = trained[0], Digits(attacked=5, invalid=2)
     run = trainer()
     run.test(model, datamodule=data, verbose=False)
@@ -112,8 +117,14 @@ def test_accuracies_count_valid_rows_clean_and_attacked_apart(trained):
         right = model.eval()(1 - data.images).argmax(1) == data.labels
     expected = torch.cat([right[:5], right[16:21]]).float().mean().item()
     assert model.results["test/attacked_accuracy"] == pytest.approx(expected)
+    assert model.results["test/defended_accuracy"] == pytest.approx(expected)
     assert model.results["test/clean_accuracy"] == 1.0
     assert run.callback_metrics["test/attacked_accuracy"] == pytest.approx(expected)
+
+
+def test_what_it_can_and_by_what_it_is_chosen():
+    assert classifier().capabilities == {"labeler"}
+    assert classifier().monitor == "val/clean_accuracy"
 
 
 def test_the_loss_is_on_the_attacked_images_of_valid_rows():
@@ -183,7 +194,7 @@ def test_asked_values_take_the_place_of_the_files(trained):
 
 def test_a_module_of_the_user(tmp_path):
     backbone = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-    model = Classifier(backbone, num_classes=10, optimizer=ADAM)
+    model = Classifier(network=ImageClassifier(backbone, num_classes=10), optimizer=ADAM)
     run = trainer()
     run.fit(model, datamodule=Digits())
     run.save_checkpoint(tmp_path / "own.ckpt")
@@ -389,9 +400,9 @@ def test_the_yaml_makes_a_classifier_and_repeats_the_defaults(optimizer):
     assert set(cfg) == {"_target_", "optimizer", "scheduler", "label_smoothing", "data_name"}
     assert cfg.label_smoothing == defaults["label_smoothing"]
     assert cfg.scheduler is defaults["scheduler"] is None
-    model = instantiate(cfg, backbone=small(), num_classes=10, _convert_="all")
+    model = instantiate(cfg, network=ImageClassifier(small(), num_classes=10), _convert_="all")
     assert model.data_name == "toy"
-    assert type(model.configure_optimizers()).__name__.lower() == optimizer
+    assert type(model.configure_optimizers()["optimizer"]).__name__.lower() == optimizer
 
 
 def test_a_loss_that_is_not_finite_stops_the_training():
