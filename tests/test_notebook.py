@@ -182,5 +182,5 @@ def test_predict_of_a_classifier(method):
     mix = redlab.AttackMix({"fgsm": redlab.Component(attack=redlab.attacks.FGSM(eps=0.1), knowledge="defence")})
     data = redlab.data.AttackDataModule(redlab.data.digits, mix=mix, victims={"lenet": classifier}, limit_test=8)
     data.attach(classifier)
-    clean, attacked = L.Trainer(**QUIET).predict(classifier, datamodule=data)
+    clean, attacked, _ = L.Trainer(**QUIET).predict(classifier, datamodule=data)  # the last by who knows the defence
     assert clean[0]["class_logits"].shape == attacked[0]["class_logits"].shape == (8, 10)
