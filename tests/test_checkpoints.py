@@ -147,7 +147,7 @@ def test_a_checkpoint_alone_gives_the_numbers_of_its_run(trained, tiny, short, t
 
 def test_another_mix(trained, short, tmp_path):
     other = training.evaluate(trained, ["mix=digits", "data.limit_test=8"], tmp_path)
-    assert {"test/restored_accuracy/pgd", "test/adaptive_restored_accuracy/pgd"} <= other.keys()
+    assert {"test/restored_accuracy/pgd", "test/adaptive_restored_accuracy/aware_pgd"} <= other.keys()
     assert "test/restored_accuracy/rfgsm" not in other
     assert other["test/count/pgd"] == 16  # 8 images on 2 victims
 

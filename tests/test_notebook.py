@@ -138,7 +138,7 @@ def test_images_on_another_device_than_the_method(method):
 def test_predict_walks_the_cells_of_the_test(method):
     data, before = method.run.data, state_hash(method)
     cells = L.Trainer(**QUIET).predict(method, datamodule=data)
-    assert len(cells) == len(data.mix.names) + len(data.mix.names) - 1  # clean, attacked, and by who knows the defence
+    assert len(cells) == len(data.mix.attack_names)  # clean, attacked, and by who knows the defence
     for number, batches in enumerate(cells):
         assert sum(len(said["restored"]) for said in batches) == data.limits["test"]
         for said in batches:
@@ -182,5 +182,5 @@ def test_predict_of_a_classifier(method):
     mix = redlab.AttackMix({"fgsm": redlab.Component(attack=redlab.attacks.FGSM(eps=0.1), knowledge="defence")})
     data = redlab.data.AttackDataModule(redlab.data.digits, mix=mix, victims={"lenet": classifier}, limit_test=8)
     data.attach(classifier)
-    clean, attacked = L.Trainer(**QUIET).predict(classifier, datamodule=data)
+    clean, attacked, _ = L.Trainer(**QUIET).predict(classifier, datamodule=data)  # the last by who knows the defence
     assert clean[0]["class_logits"].shape == attacked[0]["class_logits"].shape == (8, 10)

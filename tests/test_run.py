@@ -96,6 +96,7 @@ def test_numbers(trained):
     for name in ("clean_accuracy", "attacked_accuracy", "restored_accuracy"):
         for key in (f"test/{name}", f"test/{name}/fgsm", f"test/{name}/pgd", f"test/adaptive_{name}/aware_pgd"):
             assert 0 <= stored[key] <= 1
+    assert stored["test/adaptive_restored_accuracy"] == stored["test/adaptive_restored_accuracy/aware_pgd"] <= 1
     assert stored["test/restored_accuracy"] == pytest.approx(
         (stored["test/restored_accuracy/fgsm"] + stored["test/restored_accuracy/pgd"]) / 2
     )
@@ -215,7 +216,7 @@ def test_study(tmp_path, monkeypatch):
     def train_or_find(overrides):
         done.append(overrides)
         keys = ("d", "logit_d_benign", "logit_d_adv", "pa_benign", "pa_adv", "d_attack", "attacked_accuracy",
-                "restored_accuracy", "adaptive_restored_accuracy/pgd")  # fmt: skip
+                "restored_accuracy", "adaptive_restored_accuracy/aware_pgd")  # fmt: skip
         return {f"test/{key}": len(done) / 10 for key in keys}
 
     monkeypatch.setattr(lab, "train_or_find", train_or_find)

@@ -771,3 +771,23 @@ def test_shipped_ranges() -> None:
     options = ["weight=3", "victims=[b]", "target=random", "knowledge=defence"]
     changed = load("attunet", *(f"mix.components.rfgsm.{option}" for option in options)).components["rfgsm"]
     assert (changed.weight, changed.victims, changed.target, changed.knowledge) == (3, ["b"], "random", "defence")
+
+
+def test_settings_and_adaptive_attackers_from_words() -> None:
+    words = ["mix.components.fgsm.settings=[{eps: 4/255}, {eps: 0.1}]", "~mix.components.fgsm.params"]
+    words += ["+component@mix.adaptive.eot=base", "+attack@mix.adaptive.eot.attack=pgd"]
+    words += ["mix.adaptive.eot.knowledge=defence", "mix.adaptive.eot.gradient={eot: 4}"]
+    mix = load("attunet", *words)
+    assert mix.attack_names == ("clean", "fgsm", "rfgsm", "eot")
+    assert mix.setting_names(1) == ("eps=4/255", "eps=0.1")
+    assert mix.adaptive == {"eot": Component(attack=PGD(), knowledge="defence", gradient={"eot": 4}, settings=[])}
+    budgets = {
+        "cdd_red_known": 40,
+        "attunet": 16,
+        "redrl": 16,
+        "digits": 64,
+        "add_defense_test": 0.15 * 255,
+        "clean": 8,
+    }
+    for name, budget in budgets.items():
+        assert load(name).adaptive["aware_pgd"].attack.eps == pytest.approx(budget / 255)  # type: ignore[union-attr]

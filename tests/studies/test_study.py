@@ -29,7 +29,7 @@ def printed_metrics(column: str) -> dict[str, float]:
         "test/d_attack": 2.0,
         "test/attacked_accuracy": 0.05,
         "test/restored_accuracy": 0.8,
-        "test/adaptive_restored_accuracy/pgd": 0.125,
+        "test/adaptive_restored_accuracy/aware_pgd": 0.125,
         "test/d/pgd": 4.0,
         "test/d/pgd/lenet": float("nan"),
         "test/psnr/pgd": 30.0,
@@ -174,7 +174,7 @@ def test_unknown_scale_seedless_run_and_missing_numbers_are_refused() -> None:
         run(seeds=())
     with pytest.raises(ValueError, match="DS gave test/d = nan"):
         run(lambda c, _, metrics: metrics | ({"test/d": float("nan")} if c == "DS" else {}))
-    with pytest.raises(ValueError, match="adaptive_restored_accuracy/pgd = None"):
+    with pytest.raises(ValueError, match="adaptive_restored_accuracy/aware_pgd = None"):
         run(lambda c, _, metrics: {k: v for k, v in metrics.items() if "adaptive" not in k})
 
 

@@ -77,7 +77,7 @@ class Crafter:
             clean, label = x.detach()[plan.source], y[plan.source]
             work = _Work(plan, clean, label, label.clone(), clean.clone(), torch.full_like(label, -1))
             fooled, knowledge = torch.zeros_like(label, dtype=torch.bool), torch.zeros_like(label)
-            fails = want_fooled or self.only_fooled
+            judged = want_fooled or self.only_fooled
             for (knows, victim, gradient), parts in self._by_model(plan, defence).items():
                 whole = _attacked_model(knows, victim, victims, defence)
                 for part in parts:
@@ -88,7 +88,7 @@ class Crafter:
                     limits = self._attack(attacked, mine, work)
                     rows = torch.cat([part.rows for part in mine])
                     won = self._round(judge, rows, limits, work)
-                    if fails:
+                    if judged:
                         adv, target = work.adv[rows], work.target[rows]
                         fooled[rows] = _fooled(judge, clean[rows], adv, label[rows], target, won)
             check_images("adv", work.adv)
@@ -111,7 +111,7 @@ class Crafter:
             index=plan.index,
             valid=counts,
             attacked=attacked_rows,
-            fooled=fooled if fails else None,
+            fooled=fooled if judged else None,
         )
 
     def _control(self, name: str) -> bool:

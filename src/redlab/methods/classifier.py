@@ -16,7 +16,7 @@ from redlab.victims.loading import CHECKPOINT_KEY
 class Classifier(Method):
     """Cross-entropy on ``(batch.adv, batch.label)``.
 
-    A mix of clean rows makes this ordinary training; a mix whose components attack ``self`` makes it adversarial
+    A mix of clean rows makes this ordinary training; a mix whose components know the defence makes it adversarial
     training. Its checkpoints say how to rebuild the network: ``redlab.victims.load`` needs only the file.
 
     Attributes:

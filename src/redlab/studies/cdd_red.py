@@ -31,7 +31,7 @@ MEASURES = (
     Measure(title="accuracy, restored", key="test/restored_accuracy", unit="%", scale=100, in_paper=False),
     Measure(
         title="accuracy, restored, PGD that knows the defence",
-        key="test/adaptive_restored_accuracy/pgd",
+        key="test/adaptive_restored_accuracy/aware_pgd",
         unit="%",
         scale=100,
         in_paper=False,
