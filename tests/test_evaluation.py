@@ -99,6 +99,7 @@ def make_batch(n=40, seed=0, fooled=True):
         target=integers(CLASSES) - 1,
         index=torch.randperm(n, generator=g),
         valid=torch.rand(n, generator=g) < 0.7,
+        attacked=attacked,
         fooled=attacked & (integers(2) > 0) if fooled else None,
     )
 
