@@ -99,12 +99,12 @@ def test_a_checkpoint_says_what_it_is_and_what_trained_it(trained, lean, tiny):
 
 def test_a_session_of_another_version_is_noted(tiny, monkeypatch):
     cfg = finalise(compose(tiny))
-    first = checkpoints.RunRecord(cfg, {}).trained_with
-    assert checkpoints.RunRecord(cfg, {}, first).trained_with == first
+    first = checkpoints.RunRecord(cfg, {}, {}).trained_with
+    assert checkpoints.RunRecord(cfg, {}, {}, first).trained_with == first
     monkeypatch.setattr(checkpoints, "commit", lambda: "another")
-    second = checkpoints.RunRecord(cfg, {}, first).trained_with
+    second = checkpoints.RunRecord(cfg, {}, {}, first).trained_with
     assert second == [*first, {"commit": "another", "versions": provenance.versions()}]
-    assert checkpoints.RunRecord(cfg, {}, second).trained_with == second
+    assert checkpoints.RunRecord(cfg, {}, {}, second).trained_with == second
 
 
 def test_versions():

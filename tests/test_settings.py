@@ -84,7 +84,7 @@ def test_callbacks_loggers_and_a_profile_act_together(run, watch, tmp_path, monk
 def test_what_a_user_adds_to_the_trainer(watch, tmp_path):
     words = ["+trainer.callbacks=[{_target_: users_callbacks.Watch, word: mine}]", "+trainer.profiler=simple"]
     cfg = finalise(compose([*words, "trainer.enable_progress_bar=false", "trainer.enable_model_summary=true"]))
-    made = trainer.make_trainer(cfg, tmp_path, [checkpoints.RunRecord(cfg, {})], [])
+    made = trainer.make_trainer(cfg, tmp_path, [checkpoints.RunRecord(cfg, {}, {})], [])
     names = {type(callback).__name__ for callback in made.callbacks}
     assert {"Watch", "RunRecord", "RichModelSummary"} <= names  # Lightning's own summary is in a log that nobody sees
     assert str(made.profiler.dirpath) == str(tmp_path)
