@@ -60,9 +60,8 @@ def test_a_bank_of_all_epochs_changes_no_bit_and_asks_the_victim_less(run, asked
     asked[0] = 0
     banked = run("banked", f"bank={folder}")
     assert banked == plain
-    assert all(
-        torch.equal(a, b) for a, b in zip(weights(tmp_path / "plain").values(), weights(tmp_path / "banked").values())
-    )
+    left, right = weights(tmp_path / "plain"), weights(tmp_path / "banked")
+    assert all(torch.equal(left[name], right[name]) for name in left)
     first, second = (Samples.load(tmp_path / name / "samples.npz") for name in ("plain", "banked"))
     assert all(torch.equal(first[column], second[column]) for column in first.columns)
     assert asked[0] < 0.7 * crafting  # what is left are the method's loss, the measures, and who attacks the defence
@@ -87,7 +86,7 @@ def test_another_mix_victim_or_image_is_refused(run, tmp_path):
         ),
         ("victim=lenet", "made with victims.small_cnn="),
         ("data.limit_train=95", "images.train="),
-        ("seed=1", "seed=0, not"),
+        ("seed=1", "mix.seed=0, not"),
     ):
         with pytest.raises(ConfigError, match=said):
             run("refused", f"bank={folder}", word)

@@ -67,7 +67,7 @@ def build(
     before = Bank(folder).parts if manifest.exists() else {}
     every = before | {part.name: part.chunks for part in parts}
     said: dict[str, Any] = {"format": FORMAT, "made_of": made_of, "parts": every}
-    _write(manifest, json.dumps(said, indent=2, sort_keys=True) + "\n")
+    _write(manifest, json.dumps(said, indent=2) + "\n")
     for part in parts:
         for chunk in range(part.chunks):
             path = _file(folder, part.name, chunk)
@@ -136,7 +136,7 @@ class Bank:
         Raises:
             ValueError: it was made of something else; the message names the first difference.
         """
-        wanted = json.loads(json.dumps(made_of, sort_keys=True))  # lists for tuples, as in the file
+        wanted = json.loads(json.dumps(made_of))  # lists for tuples, as in the file
         for key in dict.fromkeys([*self.made_of, *wanted]):
             if wanted.get(key) != self.made_of.get(key):
                 ours, theirs = _first_difference(wanted.get(key), self.made_of.get(key), key)

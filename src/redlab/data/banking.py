@@ -36,11 +36,11 @@ def made_of(data: AttackDataModule, victims: dict[str, str], epochs: int) -> dic
     parts = {part: hashlib.sha256(rows.numpy().tobytes()).hexdigest()[:16] for part, rows in data.indices.items()}
     return {
         "mix": data.mix.describe(),
+        "seed": data.seed,  # of the order of training, by which a mix deals
         "quantize": data.mix.quantize,
         "victims": victims,
         "data": {part: source.fingerprint() for part, source in data.splits._asdict().items()},
         "images": parts,
-        "seed": data.seed,  # of the order of training, by which a mix deals
         "epochs": epochs,
     }
 
