@@ -29,6 +29,9 @@ V, R, E = "victim", "run", "evaluation"
 MOVES = (
     ("seed", {R, E}),
     ("init", {R}),
+    ("bank", {R}),
+    ("bank_epochs", {}),  # of a config without a bank
+    ("bank_root", {}),
     (("name", "debug", "victim_root", "save_victims", "choices.*", "logger.*"), {}),
     # all that a method or a mix says, but no name of a data set, and no path of images
     ("method.data_name", {}),

@@ -64,8 +64,10 @@ def build(
     manifest = folder / "manifest.json"
     if manifest.exists():
         Bank(folder).check(made_of)
-    said: dict[str, Any] = {"format": FORMAT, "made_of": made_of, "parts": {part.name: part.chunks for part in parts}}
-    _write(manifest, json.dumps(said, indent=2, sort_keys=True) + "\n")
+    before = Bank(folder).parts if manifest.exists() else {}
+    every = before | {part.name: part.chunks for part in parts}
+    said: dict[str, Any] = {"format": FORMAT, "made_of": made_of, "parts": every}
+    _write(manifest, json.dumps(said, indent=2) + "\n")
     for part in parts:
         for chunk in range(part.chunks):
             path = _file(folder, part.name, chunk)
@@ -96,6 +98,12 @@ def _write(path: Path, text: str) -> None:
 class Bank:
     """A bank on disk. A part is read when it is first asked for, and stays in memory.
 
+    Attributes:
+        folder: where it is.
+        made_of: what its images depend on.
+        parts: name -> number of files.
+        epochs: how many epochs of training it holds.
+
     Args:
         folder: where it is.
 
@@ -116,6 +124,7 @@ class Bank:
             raise ValueError(f"{folder}/manifest.json cannot be read as that of an attack bank") from error
         if not known:
             raise ValueError(f"{folder} is an attack bank of another version of redlab; build it again")
+        self.epochs = int(self.made_of.get("epochs", 1))
         self._read: dict[str, tuple[dict[str, Tensor], int]] = {}
 
     def check(self, made_of: Mapping[str, Any]) -> None:
@@ -127,8 +136,8 @@ class Bank:
         Raises:
             ValueError: it was made of something else; the message names the first difference.
         """
-        wanted = json.loads(json.dumps(made_of, sort_keys=True))  # lists for tuples, as in the file
-        for key in dict.fromkeys([*wanted, *self.made_of]):
+        wanted = json.loads(json.dumps(made_of))  # lists for tuples, as in the file
+        for key in dict.fromkeys([*self.made_of, *wanted]):
             if wanted.get(key) != self.made_of.get(key):
                 ours, theirs = _first_difference(wanted.get(key), self.made_of.get(key), key)
                 raise ValueError(f"the bank {self.folder} was made with {theirs}, not {ours}: build another one")
@@ -194,7 +203,7 @@ class Bank:
 def _first_difference(ours: Any, theirs: Any, key: str) -> tuple[str, str]:
     """Where two nested plain values differ, each as ``key=value``."""
     if isinstance(ours, dict) and isinstance(theirs, dict):
-        for name in dict.fromkeys([*ours, *theirs]):
+        for name in dict.fromkeys([*theirs, *ours]):
             if ours.get(name) != theirs.get(name):
                 return _first_difference(ours.get(name), theirs.get(name), f"{key}.{name}")
     return f"{key}={ours}", f"{key}={theirs}"

@@ -16,6 +16,7 @@ from redlab.crafting.adaptive import check_adaptive, default_adaptive
 from redlab.crafting.component import Component, check_component, setting_names
 from redlab.crafting.craft import ROUNDINGS, Crafter, Rounding
 from redlab.crafting.deal import DEALS, Cell, Deal, Dealer, Plan
+from redlab.crafting.describe import described
 from redlab.crafting.trial import check_attack
 
 __all__ = ["AttackMix"]
@@ -160,6 +161,15 @@ class AttackMix:
                 raise ValueError(f"{name}.target={component.target} does not exist: there are {num_classes} classes")
             if channels is not None and image_size is not None:
                 check_attack(name, component, self._distributions[name], (channels, image_size, image_size))
+
+    def describe(self) -> dict[str, Any]:
+        """All that decides who meets which attack and what comes of it, attackers who know the defence aside.
+
+        Raises:
+            ValueError: an attack has a part that cannot be told in plain values.
+        """
+        options = ("deal", "quantize", "rounding", "only_fooled", "only_right", "seed")
+        return {"components": described(self.components)} | {name: getattr(self, name) for name in options}
 
     def setting_names(self, attack: int) -> tuple[str, ...]:
         """What the settings of an attack are called in a table, such as ``eps=8/255``.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,9 +41,10 @@ class Guides:
             self._bank = self._read()
         return self._bank(x, y, target, rng)
 
-    def describe(self) -> dict[str, int]:
-        """What decides the guides beside the data."""
-        return {"per_class": self.per_class}
+    def describe(self) -> dict[str, Any]:
+        """What decides the guides."""
+        source = self.source if isinstance(self.source, Splits) else self.source()
+        return {"per_class": self.per_class, "images": source.train.fingerprint()}
 
     def _read(self) -> GuideBank:
         train = (self.source if isinstance(self.source, Splits) else self.source()).train

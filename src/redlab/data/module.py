@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from redlab.batch import AttackBatch, ImageSource, RawBatch, capabilities
 from redlab.crafting import AttackMix, Cell
+from redlab.crafting.bank import Bank
+from redlab.data.banking import test_part, train_part
 from redlab.data.folder import FolderSource, check_images
 from redlab.data.loader import EpochLoader, EpochSampler
 from redlab.data.sources import Splits
@@ -104,6 +106,7 @@ class AttackDataModule(LightningDataModule):
         self._splits: Splits | None = None
         self._indices: dict[str, Tensor] = {}
         self.defence: Any = None
+        self.bank: Bank | None = None
 
     @property
     def splits(self) -> Splits:
@@ -299,9 +302,12 @@ class AttackDataModule(LightningDataModule):
             want_fooled: fill in ``fooled``.
 
         Returns:
-            Clean and attacked images, float32 in [0, 1], as ordinary tensors also under inference mode.
+            Clean and attacked images, float32 in [0, 1], as ordinary tensors also under inference mode. Out of ``bank``
+            where it has them.
         """
         x = raw.image.float() / 255 if raw.image.dtype == torch.uint8 else raw.image.float()
+        if self.bank is not None and (part := self._banked(stage, epoch, cell)) in self.bank:
+            return self.bank.rows(part, raw, x)
         plan = self.mix.plan(
             raw.index,
             raw.position,
@@ -319,6 +325,18 @@ class AttackDataModule(LightningDataModule):
             defence=self.defence,
             want_fooled=want_fooled,
         )
+
+    def _banked(self, stage: str, epoch: int, cell: Cell | None) -> str:
+        """Which part of a bank would hold what is asked for."""
+        if cell is not None:
+            return test_part(cell)
+        return train_part(epoch % self.bank.epochs) if self.bank and stage == "train" else stage
+
+    @property
+    def device(self) -> torch.device:
+        """Where the victims are."""
+        tensors = (t for victim in self.victims.values() for t in victim.parameters())
+        return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Attacks what a loader yielded; anything else passes through."""

@@ -162,9 +162,12 @@ def _absolute(plain: dict[str, Any]) -> None:
     """Makes paths absolute, with ``~`` as the home folder: what is stored must mean the same from any other folder."""
     data = plain.get("data") or {}
     networks = [*(plain.get("victims") or {}).values(), *((plain.get("method") or {}).get("helpers") or {}).values()]
-    places = [(plain, "victim_root"), (plain, "init"), (data, "root"), (data.get("source"), "root")]
+    places = [(plain, key) for key in ("victim_root", "bank_root", "init", "bank")] + [
+        (data, "root"),
+        (data.get("source"), "root"),
+    ]
     for node, key in [*places, *((network, "weights") for network in networks)]:
-        if isinstance(node, dict) and isinstance(node.get(key), str) and node[key] != "builtin":
+        if isinstance(node, dict) and isinstance(node.get(key), str) and node[key] not in ("builtin", "build", "auto"):
             node[key] = os.path.abspath(os.path.expanduser(node[key]))
 
 
@@ -182,6 +185,7 @@ def override_stored(stored: dict[str, Any], overrides: Sequence[str]) -> DictCon
     for key in ("root", "download"):  # written out in what is stored, where conf/data refers to them
         if isinstance(source, DictConfig) and key in source and source[key] == cfg.data.get(key):
             source[key] = f"${{..{key}}}"
+    cfg.bank = None  # of the training; who wants one for an evaluation says so
     parsed = parse(overrides)
     choices = dict(stored.get("choices", {}))
     fixed = {"method", "experiment", "victim_training"}

@@ -16,6 +16,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from redlab.crafting.bank import Bank
 from redlab.data.sources import Splits
 from redlab.runs.check import ConfigError
 from redlab.runs.config import as_plain, leaves
@@ -140,6 +141,8 @@ def run_facts(cfg: DictConfig, content: Content, victims: Mapping[str, str]) -> 
     facts |= _attacks(plain, content, victims)
     facts |= {f"trainer.{key}": trainer.get(key) for key in _TRAINER}
     facts["trainer.devices x trainer.num_nodes"] = _processes(trainer)
+    # the epochs that are crafted; the rest of what is in a bank is decided by what counts already
+    facts["bank_epochs"] = None if plain.get("bank") is None else bank_epochs(plain)
     facts["init"] = None if init is None else file_identity(Path(init))
     return facts | _whole_batches(plain, "val", "test")
 
@@ -217,6 +220,20 @@ def evaluation_identity(run: str, cfg: DictConfig, content: Content, victims: Ma
         "trainer.precision": plain["trainer"].get("precision"),
     }
     return digest(facts | _attacks(plain, content, victims) | _whole_batches(plain, "test"))
+
+
+def bank_epochs(plain: Mapping[str, Any]) -> int:
+    """How many epochs of training the bank of a config holds.
+
+    Raises:
+        ConfigError: the folder is no bank.
+    """
+    if plain["bank"] in ("build", "auto"):
+        return int(plain["bank_epochs"])
+    try:
+        return Bank(Path(plain["bank"])).epochs
+    except ValueError as error:
+        raise ConfigError(f"bank={plain['bank']}: {error}.") from error
 
 
 # ---- hashes ---------------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from redlab.data import AttackDataModule
 from redlab.methods.base import Method
 from redlab.metrics import Samples
 from redlab.report.run_report import run_report
+from redlab.runs.banks import open_bank
 from redlab.runs.build import (
     Trained,
     build,
@@ -52,7 +53,7 @@ from redlab.runs.checkpoints import (
 from redlab.runs.config import finalise, override_stored
 from redlab.runs.console import console, filter_known_warnings
 from redlab.runs.dry import rehearse
-from redlab.runs.folders import taken
+from redlab.runs.folders import take_away, taken
 from redlab.runs.identity import run_facts
 from redlab.runs.loggers import close, make_loggers
 from redlab.runs.stopping import StopOnSignal, Stopped
@@ -75,7 +76,10 @@ def train(cfg: DictConfig, out: Path) -> dict[str, float]:
         ConfigError: the config, the data or a file it names is wrong.
     """
     with taken(out):
-        return _train(cfg, out)
+        numbers = _train(cfg, out)
+    if cfg.bank == "build":
+        take_away(out)  # nothing was trained
+    return numbers
 
 
 def _train(cfg: DictConfig, out: Path) -> dict[str, float]:
@@ -101,6 +105,9 @@ def _train(cfg: DictConfig, out: Path) -> dict[str, float]:
     method, data = build(cfg, own, trained=trained, data=images)
     if cfg.init is not None and resume is None:
         console.print(f"Starting from {start_from(method, Path(cfg.init))}")
+    data.bank = open_bank(cfg, data)
+    if cfg.bank == "build":
+        return {}
     checkpoints = out / "checkpoints"
     best = RunCheckpoint(
         checkpoints, "best", monitor=method.monitor, mode=method.monitor_mode, enable_version_counter=False
@@ -207,6 +214,7 @@ def _evaluate(run: Path, overrides: Sequence[str], out: Path, allow: Sequence[st
     method, data = build(cfg, own, trained=trained_with(trained, record, guides), data=images)
     check_hashes(record["victims"], guides or data.victims)
     load_weights(method, path, checkpoint)
+    data.bank = open_bank(cfg, data, stages=("test",))
     loggers = make_loggers(cfg, out)
     trainer = make_trainer(cfg, out, [StopOnSignal()], loggers, testing=True)
     try:

@@ -1,0 +1,106 @@
+"""``bank=...``: what a run trains and is tested on is what the mix would have crafted, and it is crafted once."""
+
+import json
+
+import pytest
+import torch
+
+from redlab.metrics import Samples
+from redlab.runs.check import ConfigError
+from redlab.runs.config import compose, finalise
+from redlab.runs.train import evaluate, train
+from redlab.victims import Victim
+
+SMALL = ["data.limit_train=96", "data.limit_val=32", "data.limit_test=24", "data.batch_size=32", "method.width=4"]
+SMALL += ["method.depth=3", "trainer.enable_progress_bar=false", "logger=none", "victim_training.max_epochs=1"]
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def go(name, *words, epochs=2):
+        given = [
+            *SMALL,
+            f"trainer.max_epochs={epochs}",
+            f"victim_root={tmp_path}/victims",
+            f"bank_root={tmp_path}/banks",
+        ]
+        return train(finalise(compose([*given, *words])), tmp_path / name)
+
+    return go
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """How many images victims were asked about."""
+    count, plain = [0], Victim.forward
+
+    def counted(self, x):
+        count[0] += len(x)
+        return plain(self, x)
+
+    monkeypatch.setattr(Victim, "forward", counted)
+    return count
+
+
+def weights(folder):
+    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+
+
+def test_a_bank_of_all_epochs_changes_no_bit_and_asks_the_victim_less(run, asked, tmp_path):
+    plain, crafting = run("plain"), asked[0]
+    asked[0] = 0
+    assert run("built", "bank=build", "bank_epochs=2") == {}
+    assert not (tmp_path / "built" / "checkpoints").exists()
+    (folder,) = (path for path in (tmp_path / "banks" / "digits").iterdir() if path.is_dir())
+    assert sorted({path.name.rsplit("-", 1)[0] for path in folder.glob("*.safetensors")}) == [
+        *("test-1-0-0", "test-2-0-0", "train-0", "train-1", "val")
+    ]
+    asked[0] = 0
+    banked = run("banked", f"bank={folder}")
+    assert banked == plain
+    left, right = weights(tmp_path / "plain"), weights(tmp_path / "banked")
+    assert all(torch.equal(left[name], right[name]) for name in left)
+    first, second = (Samples.load(tmp_path / name / "samples.npz") for name in ("plain", "banked"))
+    assert all(torch.equal(first[column], second[column]) for column in first.columns)
+    assert asked[0] < 0.7 * crafting  # what is left are the method's loss, the measures, and who attacks the defence
+
+
+def test_one_epoch_is_seen_again_in_every_epoch(run, tmp_path):
+    assert run("plain", epochs=1) == run("banked", "bank=auto", epochs=1)
+    counted = torch.load(tmp_path / "banked" / "checkpoints" / "last.ckpt", weights_only=True)["redlab"]["counted"]
+    assert counted["bank_epochs"] == 1
+    run("two"), run("same", "bank=auto")
+    two, same = weights(tmp_path / "two"), weights(tmp_path / "same")
+    assert not all(torch.equal(two[name], same[name]) for name in two)
+
+
+def test_another_mix_victim_or_image_is_refused(run, tmp_path):
+    run("built", "bank=build")
+    (folder,) = (path for path in (tmp_path / "banks" / "digits").iterdir() if path.is_dir())
+    for word, said in (
+        (
+            "mix.components.pgd.attack.steps=3",
+            "mix.components.pgd.attack.steps=10, not mix.components.pgd.attack.steps=3",
+        ),
+        ("victim=lenet", "made with victims.small_cnn="),
+        ("data.limit_train=95", "images.train="),
+        ("seed=1", "mix.seed=0, not"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            run("refused", f"bank={folder}", word)
+    next(folder.glob("train*")).unlink()
+    with pytest.raises(ConfigError, match="still lacks 1 files"):
+        run("refused", f"bank={folder}")
+    with pytest.raises(ConfigError, match="no attack bank"):
+        run("refused", f"bank={tmp_path}")
+    with pytest.raises(ConfigError, match="no bank holds that"):
+        run("refused", "bank=auto", "mix.components.pgd.knowledge=defence")
+
+
+def test_an_evaluation_takes_the_same_bank(run, asked, tmp_path):
+    run("run", "bank=auto", epochs=1)
+    numbers = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert evaluate(tmp_path / "run", ["bank=auto", f"bank_root={tmp_path}/banks"], tmp_path / "again") == numbers
+    assert evaluate(tmp_path / "run", [], tmp_path / "crafted") == numbers
