@@ -19,6 +19,7 @@ from torch import nn
 from printed import PAGES, ROOT, blocks, commands, files, imported
 from redlab.runs import cli, config
 from redlab.runs.config import compose, conf_dir, finalise, override_stored, parse
+from redlab.studies import find
 
 GUIDES = sorted((ROOT / "docs").glob("add_*.md"))
 # known of a run only when it exists; evaluate.py takes them for itself
@@ -194,7 +195,7 @@ def test_evaluate_command_is_valid(words):
     parse(overrides)
     if "study" in given:
         if not {"<", "."} & set(given["study"]):
-            assert (conf_dir() / "study" / f"{given['study']}.yaml").is_file()
+            assert find(given["study"])
         finalise(compose(overrides))
     elif "run" in given:
         assert override_stored(dict(finalise(compose())), overrides).choices

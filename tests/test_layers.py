@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "redlab"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = ["extras", "provenance", "rng", "batch", "nn", "victims", "attacks", "crafting", "metrics", "report"]
-LAYERS += ["evaluation", "data", "methods", "studies", "runs"]
+LAYERS += ["evaluation", "probes", "data", "methods", "studies", "runs"]
 # the layers that each layer may import at most, besides itself and the package's own version
 ALLOWED = {
     "extras": set(),
@@ -26,12 +26,13 @@ ALLOWED = {
     "metrics": set(),
     "report": {"batch", "metrics"},
     "evaluation": {"batch", "metrics"},
+    "probes": {"batch", "metrics", "victims", "evaluation"},
     "data": {"rng", "batch", "attacks", "crafting", "evaluation"},
     "methods": {"rng", "batch", "nn", "metrics", "evaluation", "victims"},
-    "studies": {"provenance", "report"},
+    "studies": {"provenance", "batch", "attacks", "crafting", "metrics", "report", "probes"},
     "runs": {
-        *("provenance", "batch", "metrics", "victims", "attacks", "crafting", "report", "evaluation", "data"),
-        *("methods", "studies", "extras"),
+        *("provenance", "batch", "metrics", "victims", "attacks", "crafting", "report", "evaluation", "probes"),
+        *("data", "methods", "studies", "extras"),
     },
 }
 # and the files of runs/, of which each imports from those before it

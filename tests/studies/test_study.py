@@ -1,243 +1,231 @@
+"""A study from rows to its card."""
+
 import json
-from collections.abc import Mapping
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from redlab.studies import Card, Predicate, Relation, Study, card_figure, card_markdown, card_tables, paper_table
-from redlab.studies.cdd_red import PREDICATES, RUNS, table1
-from redlab.studies.study import Number, merge_overrides
+from redlab.crafting import Component
+from redlab.metrics import Samples
+from redlab.studies import (
+    STUDIES,
+    Card,
+    Evaluation,
+    Number,
+    PaperTable,
+    Seen,
+    Study,
+    Table,
+    Trained,
+    card_figure,
+    card_markdown,
+    card_tables,
+    draw,
+    find,
+    merge_overrides,
+)
+from redlab.studies.card import card
 
-TITLES = {
-    "test/d": "d(x, x_RED)",
-    "test/logit_d_benign": "d(f(x), f(x_RED))",
-    "test/logit_d_adv": "d(f(x'), f(x'_RED))",
-    "test/pa_benign": "PA_benign",
-    "test/pa_adv": "PA_adv",
-}
-METHODS = {"method=do": "DO", "method=ds": "DS", "method=cdd_red": "CDD-RED"}
-SCALES = {"small": ["data=fashion_mnist", "trainer.max_epochs=3"], "smoke": ["data=digits"]}
+PAPER = PaperTable(
+    name="paper/table",
+    title="",
+    columns=("A", "B"),
+    rows=(
+        {"keys": {"metric": "PA"}, "values": {"A": 60.0, "B": 70.0}},
+        {"keys": {"metric": "d"}, "values": {"A": 3.0, "B": 4.0}},
+    ),
+    unreliable=(
+        {"row": {"metric": "d"}, "column": "B", "field": "values", "value": 4.0, "printed": "4O", "reason": "a letter"},
+    ),
+    source="Table 1",
+)
 
 
-def printed_metrics(column: str) -> dict[str, float]:
-    """Flat metrics of a run that gives exactly the paper's numbers."""
-    table = paper_table("cdd_red", "table1")
-    raw = {key: table.row(metric=title)[column] for key, title in TITLES.items()}
-    raw = {key: value / 100 if "pa_" in key else value for key, value in raw.items()}
-    return raw | {
-        "test/d_attack": 2.0,
-        "test/attacked_accuracy": 0.05,
-        "test/restored_accuracy": 0.8,
-        "test/adaptive_restored_accuracy/aware_pgd": 0.125,
-        "test/d/pgd": 4.0,
-        "test/d/pgd/lenet": float("nan"),
-        "test/psnr/pgd": 30.0,
+def numbers(seen: Any) -> dict[tuple[str, str], float]:
+    table = {}
+    for name, each in seen.items():
+        table["PA", name] = 100 * each.rows.mean("pa")
+        table["d", name] = each.rows.mean("d")
+        table["rms", name] = each.rows.mean("d") / 2
+    return table
+
+
+def study(**changed: Any) -> Study:
+    of: dict[str, Any] = {
+        "id": "paper/table",
+        "title": "A and B",
+        "runs": {"A": ["method=a"], "B": ["method=b", "trainer.max_epochs=5"]},
+        "evaluations": {"A": Evaluation(run="A"), "B": Evaluation(run="B")},
+        "numbers": numbers,
+        "claims": {
+            "B has the higher PA": lambda t: t["PA", "A"] < t["PA", "B"],
+            "A has the lower rms": lambda t: t["rms", "A"] < t["rms", "B"],
+        },
+        "paper": PAPER,
+        "paper_data": "ImageNet, many images",
+        "units": {"PA": "%"},
+        "notes": ["A note."],
+    }
+    return Study(**of | changed)
+
+
+def seed(pa: tuple[float, float], d: tuple[float, float] = (1, 2)) -> dict[str, Seen]:
+    return {name: Seen(rows=Samples({"pa": [p, p], "d": [x, x]})) for name, p, x in zip("AB", pa, d, strict=True)}
+
+
+def trained(*seeds: int) -> dict[str, list[Trained]]:
+    return {
+        name: [
+            Trained(seed=s, overrides=[f"method={name}"], identity=f"{name}{s}", commit="abc", versions={"torch": "2"})
+            for s in seeds
+        ]
+        for name in "AB"
     }
 
 
-class Runner:
-    """Stands in for training; ``change(column, seed, metrics)`` alters the paper's numbers."""
-
-    def __init__(self, change: Any = None) -> None:
-        self.change = change
-        self.calls: list[list[str]] = []
-
-    def __call__(self, overrides: list[str]) -> Mapping[str, float]:
-        self.calls.append(overrides)
-        column = next(METHODS[o] for o in overrides if o in METHODS)
-        seed = int(next(o for o in overrides if o.startswith("seed="))[5:])
-        metrics = printed_metrics(column)
-        return metrics if self.change is None else self.change(column, seed, metrics)
+def made(seeds: list[dict[str, Seen]], of: Study | None = None, **changed: Any) -> Card:
+    of = of or study()
+    given: dict[str, Any] = {"scale": "small", "runs": trained(*range(len(seeds))), "data": "digits", "device": "CPU"}
+    return card(of, of.table(seeds), **given | {"seconds": 90.0} | changed)
 
 
-def run(change: Any = None, seeds: tuple[int, ...] = (0,), runner: Runner | None = None, **kwargs: Any) -> Card:
-    return table1(SCALES).run(
-        runner or Runner(change), seeds=seeds, data="fashion_mnist", device="cpu", values_per_image=784, **kwargs
-    )
+def test_numbers_are_taken_once_per_seed_and_judged_by_their_differences() -> None:
+    both = [seed((0.5, 0.6)), seed((0.7, 0.8))]
+    assert study().table(both)["PA", "A"].values == pytest.approx((50, 70))
+    found = {claim["text"]: claim for claim in made(both).claims}
+    claim = found["B has the higher PA"]  # though A's seeds are farther apart than A is from B
+    assert (claim["verdict"], claim["paper"]) == ("holds", "holds")
+    assert claim["margin"] == pytest.approx(10)
+    assert claim["spread"] == pytest.approx(0, abs=1e-9)
+    assert claim["numbers"] == "PA A = 60 < PA B = 70"
+    assert made([seed((0.5, 0.6)), seed((0.7, 0.69))]).claims[0]["verdict"] == "tie"
+    assert made([seed((0.6, 0.5))]).claims[0]["verdict"] == "fails"
 
 
-def verdicts(card: Card) -> dict[str, str]:
-    return {p["name"]: p["verdict"] for p in card.predicates}
+def test_a_claim_about_what_the_paper_does_not_print_says_so() -> None:
+    claim = made([seed((0.5, 0.6))]).claims[1]
+    assert (claim["verdict"], claim["paper"]) == ("holds", "not in the paper")
+    assert made([seed((0.5, 0.6))], study(paper=None)).claims[0]["paper"] == "not in the paper"
 
 
-def test_every_predicate_holds_on_the_papers_own_numbers() -> None:
-    card = run()
-    assert set(verdicts(card)) == {"d", "pa_benign", "pa_adv", "logit_d_benign", "logit_d_adv"}
-    assert set(verdicts(card).values()) == {"holds"}
-    assert all(p["holds"] and p["paper_holds"] for p in card.predicates)
+def test_a_claim_about_a_number_that_is_not_there_is_neither_held_nor_failed() -> None:
+    found = made([seed((math.nan, 0.6))])
+    assert found.claims[0]["verdict"] == "no number"
+    assert found.claims[0]["numbers"] == "PA A = nan"
+    assert found.numbers["PA"]["A"] == {"mean": None, "spread": None, "values": [None]}
+    assert card_tables(found)[0].rows[0][1] == "–"
 
 
-@pytest.mark.parametrize(
-    ("key", "column", "value", "broken"),
-    [
-        ("test/d", "CDD-RED", 9.0, "d"),  # below DO
-        ("test/d", "CDD-RED", 20.0, "d"),  # above DS
-        ("test/pa_benign", "DO", 0.75, "pa_benign"),  # gap of less than 15 points
-        ("test/pa_benign", "CDD-RED", 0.80, "pa_benign"),  # not about equal to DS
-        ("test/pa_benign", "CDD-RED", 0.95, "pa_benign"),  # nor when better by that much
-        ("test/pa_adv", "DS", 0.81, "pa_adv"),
-        ("test/pa_adv", "DO", 0.81, "pa_adv"),
-        ("test/logit_d_benign", "DS", 36.0, "logit_d_benign"),
-        ("test/logit_d_benign", "DO", 37.0, "logit_d_benign"),
-        ("test/logit_d_adv", "CDD-RED", 116.0, "logit_d_adv"),
-        ("test/logit_d_adv", "DS", 100.0, "logit_d_adv"),
-    ],
-)
-def test_one_changed_number_breaks_its_predicate_alone(key: str, column: str, value: float, broken: str) -> None:
-    card = run(lambda c, _, metrics: metrics | ({key: value} if c == column else {}))
-    assert verdicts(card) == {p.name: "fails" if p.name == broken else "holds" for p in PREDICATES}
-    entry = next(p for p in card.predicates if p["name"] == broken)
-    assert entry["paper_holds"]
-    assert not entry["holds"]
-    assert any(r["margin"] < 0 and r["verdict"] == "fails" for r in entry["relations"])
-
-
-def two_seeds(column: str, seed: int, metrics: dict[str, float]) -> dict[str, float]:
-    """CDD-RED's PA_adv is 1 point above DS's on average, but its seeds differ by 3 points."""
-    pa = {"DO": 0.60, "DS": 0.70, "CDD-RED": (0.695, 0.725)[seed]}[column]
-    return metrics | {"test/pa_adv": pa}
-
-
-def test_a_difference_within_the_seed_spread_is_a_tie() -> None:
-    card = run(two_seeds, seeds=(0, 1))
-    assert verdicts(card)["pa_adv"] == "tie"
-    number = card.numbers["PA_adv"]["CDD-RED"]
-    assert number["mean"] == pytest.approx(71)
-    assert number["spread"] == pytest.approx(3)
-    assert number["values"] == pytest.approx([69.5, 72.5])
-    (relation,) = [r for p in card.predicates if p["name"] == "pa_adv" for r in p["relations"] if r["verdict"] == "tie"]
-    assert relation["margin"] == pytest.approx(1)
-    assert relation["spread"] == pytest.approx(3)
-    assert "±" in card_markdown(card)
-
-
-@pytest.mark.parametrize(
-    ("sign", "by", "right", "spread", "verdict"),
-    [
-        ("<", 0, 1.1, 0.0, "holds"),
-        ("<", 0, 1.1, 0.2, "tie"),
-        ("<", 0, 1.0, 0.0, "tie"),
-        ("<", 0, 0.9, 0.2, "tie"),
-        ("<", 0, 0.9, 0.0, "fails"),
-        ("<", 15, 17.0, 0.0, "holds"),
-        ("<", 15, 17.0, 2.0, "tie"),
-        ("<", 15, 15.0, 0.0, "fails"),
-        ("<=", 0, 1.0, 0.0, "holds"),
-        ("<=", 0, 0.9, 0.2, "holds"),
-        ("<=", 0, 0.9, 0.05, "fails"),
-        ("~", 5, 5.5, 0.0, "holds"),
-        ("~", 5, -3.5, 0.0, "holds"),
-        ("~", 5, 6.0, 0.0, "holds"),
-        ("~", 5, 6.5, 1.0, "tie"),
-        ("~", 5, 6.5, 0.0, "fails"),
-        ("~", 5, -6.5, 0.0, "fails"),
-    ],
-)
-def test_relations(sign: str, by: float, right: float, spread: float, verdict: str) -> None:
-    numbers = {"m": {"A": Number(1.0), "B": Number(right, spread)}}
-    assert Relation("m", "A", sign, "B", by).judge(numbers)["verdict"] == verdict
-
-
-def test_a_failed_relation_outweighs_a_tie() -> None:
-    numbers = {"m": {"A": Number(1.0), "B": Number(1.0), "C": Number(0.0)}}
-    tie, fail = Relation("m", "A", "<", "B"), Relation("m", "A", "<", "C")
-    assert Predicate("p", "", (tie,)).judge(numbers)["verdict"] == "tie"
-    assert Predicate("p", "", (tie, fail)).judge(numbers)["verdict"] == "fails"
-
-
-def test_unknown_sign_is_refused() -> None:
-    with pytest.raises(ValueError, match=">="):
-        Relation("m", "A", ">=", "B")
-
-
-def test_runs_get_the_scale_the_method_the_users_words_and_the_seed() -> None:
-    runner, plain = Runner(), "method.aug_mode=none"
-    card = run(runner=runner, seeds=(3, 5), scale="small", overrides=["data=mnist"])
-    assert runner.calls == [
-        ["trainer.max_epochs=3", *words, "data=mnist", f"seed={seed}"]
-        for words in (["method=do", plain], ["method=ds", plain], ["method=cdd_red"])
-        for seed in (3, 5)
-    ]
-    assert card.runs["DO"] == ["trainer.max_epochs=3", "method=do", "method.aug_mode=none", "data=mnist"]
-    assert card.seeds == [3, 5]
-
-
-def test_merge_overrides_keeps_the_last_value_of_a_key() -> None:
-    assert merge_overrides(["a=1", "+b=2"], ["b=3", "c=x=y"], ["a=4"]) == ["b=3", "c=x=y", "a=4"]
-
-
-def test_unknown_scale_seedless_run_and_missing_numbers_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"'huge'.*small, smoke"):
-        run(scale="huge")
-    with pytest.raises(ValueError, match="seed"):
-        run(seeds=())
-    with pytest.raises(ValueError, match="DS gave test/d = nan"):
-        run(lambda c, _, metrics: metrics | ({"test/d": float("nan")} if c == "DS" else {}))
-    with pytest.raises(ValueError, match="adaptive_restored_accuracy/aware_pgd = None"):
-        run(lambda c, _, metrics: {k: v for k, v in metrics.items() if "adaptive" not in k})
+def test_what_is_no_claim_is_refused() -> None:
+    with pytest.raises(ValueError, match="'wrong' of study paper/table must give a Claim, got False"):
+        made([seed((0.5, 0.6))], study(claims={"wrong": lambda t: t["PA", "A"] == t["PA", "B"]}))
+    with pytest.raises(TypeError, match="neither true nor false"):
+        made([seed((0.5, 0.6))], study(claims={"wrong": lambda t: t["PA", "A"] < t["PA", "B"] < t["d", "A"]}))
 
 
 def test_card_round_trip(tmp_path: Path) -> None:
-    card = run(two_seeds, seeds=(0, 1))
-    path = card.save(tmp_path / "results" / "card.json")
-    assert Card.load(path) == card
+    found = made([seed((0.5, 0.6)), seed((math.nan, 0.8))])
+    path = found.save(tmp_path / "results" / "card.json")
+    assert Card.load(path) == found
     plain = json.loads(path.read_text(encoding="utf-8"))
-    wanted = {"study", "scale", "data", "device", "seeds", "commit", "versions", "runs", "numbers", "paper", "seconds"}
-    assert wanted <= set(plain)
-    assert plain["paper"]["d(x, x_RED)"] == {"DO": 9.32, "DS": 19.19, "CDD-RED": 13.04}
-    assert plain["cells"]["DO"] == {"test/d/pgd": 4.0}  # measured keys only, and no NaN in JSON
+    assert plain["seeds"] == [0, 1]
+    assert plain["runs"]["B"][1] == {
+        "seed": 1, "overrides": ["method=B"], "identity": "B1", "commit": "abc", "versions": {"torch": "2"}
+    }  # fmt: skip
+    assert plain["paper"] == {"PA": {"A": 60.0, "B": 70.0}, "d": {"A": 3.0, "B": 4.0}}
     path.write_text("{}", encoding="utf-8")
     with pytest.raises(ValueError, match="not a card"):
         Card.load(path)
 
 
-def test_numbers_have_their_units_and_stay_with_their_data() -> None:
-    card = run()
-    assert card.numbers["PA_benign"]["DO"]["mean"] == pytest.approx(42.80)
-    assert card.numbers["rms(x_RED - x)"]["DO"]["mean"] == pytest.approx(9.32 / 28 * 255)
-    assert card.numbers["accuracy, restored, PGD that knows the defence"]["DS"]["mean"] == pytest.approx(12.5)
-    numbers, conclusions = card_tables(card)
-    assert numbers.columns == ("measure", "DO", "DO (paper)", "DS", "DS (paper)", "CDD-RED", "CDD-RED (paper)")
-    rows = {row[0]: row[1:] for row in numbers.rows}
-    assert rows["accuracy, restored, PGD that knows the defence [%]"] == ("12.50", "–") * 3  # not in the paper
-    assert rows["PA_benign [%]"][1::2] == ("42.80", "86.64", "85.71")
-    assert rows["rms(x_RED - x) [1/255]"][1] == "–"
-    assert "fashion_mnist" in numbers.notes[0]
-    assert "ImageNet" in numbers.notes[0]
-    assert {row[1] for row in conclusions.rows} == {"holds"}
+def test_tables_put_ours_beside_the_papers() -> None:
+    table, conclusions = card_tables(made([seed((0.5, 0.6)), seed((0.7, 0.8))]))
+    assert table.columns == ("", "A", "A (paper)", "B", "B (paper)")
+    rows = {row[0]: row[1:] for row in table.rows}
+    assert rows["PA [%]"] == ("60.00\u00a0±\u00a010.00", "60.00", "70.00\u00a0±\u00a010.00", "70.00")
+    assert rows["d"][3] == "4.00†"
+    assert rows["rms"][1] == "–"
+    assert table.notes[0] == "Ours: digits. (paper): ImageNet, many images."
+    assert "4O" in table.notes[1]
+    assert [row[:3] for row in conclusions.rows] == [
+        ("B has the higher PA", "holds", "holds"),
+        ("A has the lower rms", "holds", "not in the paper"),
+    ]
 
 
-def test_unreliable_numbers_of_the_paper_are_marked() -> None:
-    card = run()
-    (doubt,) = card.paper_doubts
-    assert (doubt["measure"], doubt["column"]) == ("d(f(x'), f(x'_RED))", "CDD-RED")
-    text = card_markdown(card)
-    assert "78.21†" in text
-    assert "7821" in text
-    assert text.count("†") == 2  # the cell and its note
+def test_rows_that_only_the_paper_has_are_shown() -> None:
+    only_d = study(numbers=lambda seen: {("d", "A"): 1.0}, claims={})
+    table, _ = card_tables(made([seed((0.5, 0.6))], only_d))
+    assert {row[0]: row[1:] for row in table.rows}["PA [%]"] == ("–", "60.00", "–", "70.00")
 
 
-def test_markdown_says_what_failed_and_what_to_know() -> None:
-    card = run(lambda c, _, metrics: metrics | ({"test/d": 1.0} if c == "DS" else {}))
-    text = card_markdown(card)
-    assert "| d: DO < CDD-RED < DS | fails | holds |" in text
-    assert "[fails]" in text
-    assert "CW" in text
-    assert "One seed" in text
-    assert "method=cdd_red" in text
+def test_markdown_says_where_the_numbers_come_from() -> None:
+    text = card_markdown(made([seed((0.6, 0.5))]))
+    for words in (
+        "| B has the higher PA | fails | holds |",
+        "A note.",
+        "One seed",
+        "`method=B`",
+        "seed 0: B0, by commit",
+    ):
+        assert words in text
+    assert "torch 2" in text
 
 
-def test_figure_has_two_panels_per_measure_of_the_paper() -> None:
-    figure = card_figure(run())
-    assert len(figure.axes) == 10
-    assert [axes.get_title(loc="left") for axes in figure.axes[:5]] == list(dict.fromkeys(TITLES[k] for k in TITLES))
+def test_figures() -> None:
+    found = made([seed((0.5, 0.6))])
+    default = card_figure(found)
+    assert default is not None
+    assert [axes.get_title(loc="left") for axes in default.axes] == ["PA", "d", "", ""]
+    assert draw(study(), {}, Table({}), found) is not None
+    own = study(figure=lambda seen, table: (seen, table))
+    assert draw(own, {"A": 1}, Table({}), found) == ({"A": 1}, Table({}))  # type: ignore[comparison-overlap,dict-item]
+    assert card_figure(made([seed((0.5, 0.6))], study(paper=None))) is None
 
 
-def test_every_predicate_names_columns_and_measures_that_exist() -> None:
-    study: Study = table1(SCALES)
-    measures = {m.title for m in study.measures if m.in_paper}
-    for predicate in study.predicates:
-        for relation in predicate.relations:
-            assert relation.measure in measures
-            assert {relation.left, relation.right} <= set(RUNS)
+def test_the_runs_of_a_card_are_those_of_the_study() -> None:
+    runs = trained(0, 1)
+    with pytest.raises(ValueError, match=r"needs the runs A, B.*'A': \[0, 1\]"):
+        made([seed((0.5, 0.6))], runs={"A": runs["A"]})
+    with pytest.raises(ValueError, match=r"same seeds.*'B': \[0\]"):
+        made([seed((0.5, 0.6))], runs=runs | {"B": runs["B"][:1]})
+
+
+def test_runs_get_the_scale_their_own_words_and_the_users() -> None:
+    scale = ["data=digits", "trainer.max_epochs=3"]
+    assert study().overrides("A", scale) == ["data=digits", "trainer.max_epochs=3", "method=a"]
+    assert study().overrides("B", scale, ["data=mnist"]) == ["method=b", "trainer.max_epochs=5", "data=mnist"]
+    assert merge_overrides(["a=1", "+b=2"], ["b=3", "c=x=y"], ["a=4"]) == ["b=3", "c=x=y", "a=4"]
+
+
+def test_an_evaluation_of_the_run_alone_is_its_own_test() -> None:
+    assert Evaluation(run="A").own_test
+    assert not Evaluation(run="A", judges=["net"]).own_test
+    assert not Evaluation(run="A", attacks={"clean": Component(attack=None)}).own_test
+
+
+def test_studies_that_make_no_sense_are_refused() -> None:
+    with pytest.raises(ValueError, match="run 'C'; there are A, B"):
+        study(evaluations={"C": Evaluation(run="C")})
+    with pytest.raises(ValueError, match="'table1'"):
+        study(id="table1")
+    with pytest.raises(ValueError, match="no probe"):
+        Evaluation(run="A", keep_images=3)
+    with pytest.raises(ValueError, match="at least 0, got -1"):
+        Evaluation(run="A", keep_images=-1)
+    with pytest.raises(ValueError, match="each of 0 rows"):
+        Seen(rows=Samples({}), pictures={"cam": torch.zeros(2, 1, 4, 4)})
+    with pytest.raises(ValueError, match="at least one seed"):
+        study().table([])
+
+
+def test_studies_are_found_by_pattern() -> None:
+    assert [of.id for of in find("cdd_red/table1")] == ["cdd_red/table1"]
+    assert {of.id for of in find("cdd_red/table*")} > {"cdd_red/table1", "cdd_red/tableA7"}
+    assert len(find("*")) == len(STUDIES)
+    with pytest.raises(ValueError, match="did you mean 'cdd_red/table1'"):
+        find("cdd_red/tabel1")
+    assert Number((1.0,)) == Number((1.0,), "of any name")

@@ -1,26 +1,58 @@
 """The papers' tables and figures as evaluations: one file per paper, our numbers beside the printed ones."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+
+from redlab.studies import cdd_red
+from redlab.studies.card import Card, Trained, card_figure, card_markdown, card_tables, draw
+from redlab.studies.numbers import Claim, Number
 from redlab.studies.paper_numbers import PaperTable, paper_table
-from redlab.studies.study import (
-    Card,
-    Measure,
-    Predicate,
-    Relation,
-    Study,
-    card_figure,
-    card_markdown,
-    card_tables,
-)
+from redlab.studies.study import Evaluation, Seen, Study, merge_overrides
+from redlab.studies.table import Table
 
 __all__ = [
+    "STUDIES",
     "Card",
-    "Measure",
+    "Claim",
+    "Evaluation",
+    "Number",
     "PaperTable",
-    "Predicate",
-    "Relation",
+    "Seen",
     "Study",
+    "Table",
+    "Trained",
     "card_figure",
     "card_markdown",
     "card_tables",
+    "draw",
+    "find",
+    "merge_overrides",
     "paper_table",
 ]
+
+STUDIES: dict[str, Callable[[], Study]] = {
+    f"{paper.__name__.rpartition('.')[2]}/{name}": study
+    for paper in (cdd_red,)
+    for name, study in paper.STUDIES.items()
+}
+"""``<paper>/<table>`` -> the study."""
+
+
+def find(pattern: str) -> list[Study]:
+    """The studies whose names match a pattern, such as ``cdd_red/table1`` or ``cdd_red/*``.
+
+    >>> [study.id for study in find("cdd_red/table[1]")]
+    ['cdd_red/table1']
+
+    Raises:
+        ValueError: none does; the message names the nearest one.
+    """
+    found = [make() for name, make in STUDIES.items() if fnmatchcase(name, pattern)]
+    if not found:
+        near = get_close_matches(pattern, STUDIES, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"studies: {', '.join(STUDIES)}"
+        raise ValueError(f"there is no study {pattern!r}; {hint}")
+    return found

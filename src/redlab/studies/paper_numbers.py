@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Any
 
@@ -44,6 +44,41 @@ class PaperTable:
             raise ValueError(f"{self.name} has {len(found)} rows with {keys}; rows: {[r['keys'] for r in self.rows]}")
         return dict(found[0]["values"])
 
+    def beside(self, other: PaperTable, columns: Mapping[str, str]) -> PaperTable:
+        """This table with more columns, from rows of another with the same keys.
+
+        Args:
+            other: for instance the table with the default setting that this one is compared with.
+            columns: column of ``other`` -> what it is called here.
+        """
+        rows = [dict(row) for row in self.rows]
+        for row in rows:
+            values: Mapping[str, float] = next((r["values"] for r in other.rows if r["keys"] == row["keys"]), {})
+            row["values"] = {**row["values"], **{columns[c]: v for c, v in values.items() if c in columns}}
+        doubts = [
+            {**cell, "column": columns[cell["column"]]} for cell in other.unreliable if cell.get("column") in columns
+        ]
+        return replace(
+            self,
+            columns=(*self.columns, *columns.values()),
+            rows=tuple(rows),
+            unreliable=(*self.unreliable, *doubts),
+            source=f"{self.source}, {other.source}",
+        )
+
+    def cells(self) -> dict[tuple[str, str], float]:
+        """Every number by (row, column); a row is named by its keys, see ``row_name``."""
+        return {(row_name(row["keys"]), column): v for row in self.rows for column, v in row["values"].items()}
+
+    def doubts(self) -> dict[tuple[str, str], str]:
+        """Why a number is unreliable, by (row, column), for those that are."""
+        return {
+            (row_name(row["keys"]), column): reason
+            for row in self.rows
+            for column in row["values"]
+            if (reason := self.doubt(column, **row["keys"])) is not None
+        }
+
     def doubt(self, column: str, **keys: object) -> str | None:
         """Why the number of a cell is unreliable, None if it is not.
 
@@ -56,6 +91,15 @@ class PaperTable:
             if same_row and cell.get("column") == column and cell["field"] == "values":
                 return f"printed {cell['printed']!r}, read as {cell['value']}: {cell['reason']}"
         return None
+
+
+def row_name(keys: Mapping[str, object]) -> str:
+    """What the row of a table is called in an address: the values of its keys, with the key where yes or no.
+
+    >>> row_name({"metric": "PA_adv", "stepsize": "4/255", "random_init": True})
+    'PA_adv, 4/255, random_init=True'
+    """
+    return ", ".join(f"{key}={value}" if isinstance(value, bool) else str(value) for key, value in keys.items())
 
 
 @functools.cache

@@ -1,0 +1,258 @@
+"""Probes: what an evaluation can look at besides its own measures. Each adds columns and pictures to a batch's rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from redlab.batch import AttackBatch, estimate
+from redlab.evaluation import Answers
+from redlab.metrics import Samples, logit_distance, pixel_distance, prediction_alignment
+from redlab.victims import ImageClassifier
+
+
+class Probe(Protocol):
+    """Looks at a batch. Implementations are frozen keyword-only dataclasses, so that an identity can hold them."""
+
+    def __call__(
+        self, method: Any, victims: Mapping[str, nn.Module], batch: AttackBatch, said: Answers
+    ) -> Mapping[str, Tensor]:
+        """Columns (N,) and pictures (N, C, H, W) in [0, 1], by name; row i is about image i of the batch.
+
+        Args:
+            method: the defence.
+            victims: by name, in the order of the batch's ids.
+            batch: N images.
+            said: what the defence said of them.
+        """
+        ...
+
+
+def probed(rows: Samples, batch: AttackBatch, found: Mapping[str, Tensor]) -> tuple[Samples, dict[str, Tensor]]:
+    """The rows of a batch with the columns that a probe found, and its pictures, one for each row.
+
+    Args:
+        rows: what ``redlab.evaluation.Evaluator`` gave of the batch: each valid image once for each judge.
+        batch: N images.
+        found: what the probe gave of the batch.
+
+    Raises:
+        ValueError: something is not about N images, or the rows are not those of the batch.
+    """
+    if wrong := {name: len(values) for name, values in found.items() if len(values) != len(batch)}:
+        raise ValueError(f"a probe must tell something of each of {len(batch)} images, got {wrong}")
+    valid = batch.valid.nonzero()[:, 0]
+    places = valid.repeat_interleave(len(rows) // max(len(valid), 1))
+    if len(places) != len(rows) or not torch.equal(batch.index[places].cpu(), rows["image"]):
+        raise ValueError(f"{len(rows)} rows are not those of a batch with {len(valid)} valid images")
+    of_rows = {name: values[places].detach().cpu() for name, values in found.items()}
+    columns = {name: values for name, values in of_rows.items() if values.ndim == 1}
+    return rows.with_columns(**columns), {name: values for name, values in of_rows.items() if values.ndim == 4}
+
+
+def gradcam(victim: ImageClassifier, x: Tensor, classes: Tensor, layer: str | None = None) -> Tensor:
+    """Grad-CAM: where a classifier sees a class (Selvaraju et al. 2017, equations 1 and 2).
+
+    The ReLU of the layer's channels, each weighted by the mean gradient of the class's logit, interpolated to the size
+    of the images. Where the victim pads, the map of the padded image is cut to the image. Maps are not normalised.
+
+    Args:
+        victim: a network with a feature layer.
+        x: (B, C, H, W) in [0, 1], used as they are if outside.
+        classes: (B,) int64, the class of each map.
+        layer: dotted name of a layer whose output is (B, channels, h, w); None means the victim's feature layer.
+
+    Returns:
+        (B, 1, H, W), at least 0.
+
+    Raises:
+        ValueError: the layer is not there or not used, or its output has no positions.
+    """
+    kept: list[Tensor] = []
+
+    def keep(_module: nn.Module, _input: Any, output: Tensor) -> Tensor:
+        kept.append(output)
+        return output.clone()  # what comes next may work in place
+
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
+        # a frozen network has a graph only from its images on
+        images, named = x.detach().clone().requires_grad_(), classes.clone()
+        handle = victim.layer(layer).register_forward_hook(keep)
+        try:
+            logits = victim(images)
+        finally:
+            handle.remove()
+        if not kept or kept[-1].ndim != 4:
+            shape = f"an output {tuple(kept[-1].shape)}" if kept else "no output"
+            raise ValueError(
+                f"layer {layer or victim.feature_layer!r} of victim {victim.name!r} has {shape}, Grad-CAM needs "
+                "(B, channels, h, w)"
+            )
+        (gradient,) = torch.autograd.grad(logits.gather(1, named[:, None]).sum(), kept[-1])
+    maps = (gradient.mean((2, 3), keepdim=True) * kept[-1].detach()).sum(1, keepdim=True).relu()
+    high, wide = x.shape[-2:]
+    size = (high, wide) if victim.input_size is None else (victim.input_size, victim.input_size)
+    whole = F.interpolate(maps.float(), size=size, mode="bilinear", align_corners=False)
+    top, left = (size[0] - high) // 2, (size[1] - wide) // 2
+    return whole[..., top : top + high, left : left + wide]
+
+
+def overlap(a: Tensor, b: Tensor, threshold: float) -> Tensor:
+    """Intersection over union of where two maps are at least a share of their own maximum.
+
+    Args:
+        a: (B, 1, H, W), at least 0.
+        b: (B, 1, H, W), at least 0.
+        threshold: share of the maximum, in (0, 1].
+
+    Returns:
+        (B,) float64 in [0, 1]; NaN where both maps are 0 everywhere.
+    """
+    one, two = ((m > 0) & (m >= threshold * m.amax((1, 2, 3), keepdim=True)) for m in (a, b))
+    both, either = (one & two).sum((1, 2, 3)).double(), (one | two).sum((1, 2, 3)).double()
+    return both / either  # 0 / 0 is NaN
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attribution:
+    """Grad-CAM of the attacked victim on what a restorer estimates, beside that on the truth (CDD-RED, section 5).
+
+    With y what the victim says of the clean image x, and y' of the attacked image x', there are four pairs of maps:
+    of x_RED and x for y and y', and of x'_RED and x' for y and y'. Columns ``iou_restored_y``, ``iou_restored_y'``,
+    ``iou_readded_y`` and ``iou_readded_y'``; pictures ``clean``, ``adv``, and for each of the images ``clean``,
+    ``adv``, ``restored`` and ``readded`` (x'_RED) the maps ``cam_<image>_y`` and ``cam_<image>_y'``, over the maximum
+    of the row's four maps of estimates or of truth. Needs a restorer.
+
+    Attributes:
+        threshold: what counts as seen, as a share of a map's maximum; the paper does not say.
+        layer: of every victim; None means the feature layer of each.
+    """
+
+    threshold: float = 0.5
+    layer: str | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.threshold <= 1:
+            raise ValueError(f"threshold must be in (0, 1], got {self.threshold}")
+
+    def __call__(
+        self, method: Any, victims: Mapping[str, nn.Module], batch: AttackBatch, said: Answers
+    ) -> Mapping[str, Tensor]:
+        """See ``Probe``.
+
+        Raises:
+            ValueError: the defence restores nothing, or a victim has no feature layer.
+        """
+        restored = _restored(said)
+        images = {"clean": batch.clean, "adv": batch.adv, "restored": restored}
+        images["readded"] = batch.adv - restored + batch.clean
+        maps = {f"cam_{image}_{c}": torch.zeros_like(batch.clean[:, :1]) for image in images for c in ("y", "y'")}
+        for number, (name, victim) in enumerate(victims.items()):
+            rows = (batch.victim == number).nonzero()[:, 0]
+            if not len(rows):
+                continue
+            if not isinstance(victim, ImageClassifier):
+                raise ValueError(f"victim {name!r} must be a redlab.victims.Victim, got {type(victim).__name__}")
+            with torch.no_grad():
+                classes = {"y": victim(batch.clean[rows]).argmax(1), "y'": victim(batch.adv[rows]).argmax(1)}
+            for image, pixels in images.items():
+                for c, which in classes.items():
+                    maps[f"cam_{image}_{c}"][rows] = gradcam(victim, pixels[rows], which, self.layer)
+        columns = {
+            f"iou_{estimate}_{c}": overlap(maps[f"cam_{estimate}_{c}"], maps[f"cam_{truth}_{c}"], self.threshold)
+            for estimate, truth in (("restored", "clean"), ("readded", "adv"))
+            for c in ("y", "y'")
+        }
+        pictures = {"clean": batch.clean, "adv": batch.adv}
+        for of in (("clean", "adv"), ("restored", "readded")):
+            mine = {key: m for key, m in maps.items() if key.split("_")[1] in of}
+            most = torch.cat([*mine.values()], dim=1).amax((1, 2, 3)).clamp(min=1e-12)[:, None, None, None]
+            pictures |= {key: m / most for key, m in mine.items()}
+        return columns | pictures
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transfer:
+    """Whether a perturbation that was crafted on one victim changes what each victim says (CDD-RED, Table A9).
+
+    Columns ``changed_<victim>``, 1 where F(x') is not F(x), and for a restorer ``changed_red_<victim>``, 1 where
+    F(x + (x' - x_RED)) is not; both whether or not the victim was right on x.
+    """
+
+    def __call__(
+        self, method: Any, victims: Mapping[str, nn.Module], batch: AttackBatch, said: Answers
+    ) -> Mapping[str, Tensor]:
+        """See ``Probe``."""
+        images = {"changed": batch.adv}
+        if said.restored is not None:
+            images["changed_red"] = batch.adv - said.restored + batch.clean
+        columns: dict[str, Tensor] = {}
+        with torch.no_grad(), torch.autocast(batch.adv.device.type, enabled=False):
+            for name, victim in victims.items():
+                truth = victim(batch.clean).argmax(1)
+                columns |= {f"{k}_{name}": (victim(x).argmax(1) != truth).double() for k, x in images.items()}
+        return columns
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartialPerturbation:
+    """What a share p of the perturbation does, and its estimate by a restorer D (CDD-RED, Fig. 7). Needs a restorer.
+
+    With x'^p = x + p (x' - x) and its estimate x'^p_RED = x'^p - D(x'^p) + x, judged by the attacked victim, columns
+    ``<what>_<p>`` for the estimate and ``true_<what>_<p>`` for x'^p itself: ``accuracy``, 1 where it is said to be what
+    x is; ``success``, 1 where it is said to be what x' is; ``logit_d`` and ``pixel_d``, its distances to x.
+
+    Attributes:
+        shares: the values of p, each in [0, 1].
+    """
+
+    shares: Sequence[float] = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+
+    def __post_init__(self) -> None:
+        if not self.shares or not all(0 <= p <= 1 for p in self.shares):
+            raise ValueError(f"shares must be in [0, 1], got {self.shares}")
+
+    def __call__(
+        self, method: Any, victims: Mapping[str, nn.Module], batch: AttackBatch, said: Answers
+    ) -> Mapping[str, Tensor]:
+        """See ``Probe``.
+
+        Raises:
+            ValueError: the defence restores nothing.
+        """
+        _restored(said)
+        columns: dict[str, Tensor] = {}
+        with torch.no_grad(), torch.autocast(batch.adv.device.type, enabled=False):
+            clean, adv = (_of_victims(victims, batch, images) for images in (batch.clean, batch.adv))
+            for p in self.shares:
+                true = batch.clean + p * (batch.adv - batch.clean)
+                red = true - estimate(method, true).float() + batch.clean
+                for head, images in (("", red), ("true_", true)):
+                    logits = _of_victims(victims, batch, images)
+                    columns |= {
+                        f"{head}accuracy_{p:g}": prediction_alignment(logits, clean),
+                        f"{head}success_{p:g}": prediction_alignment(logits, adv),
+                        f"{head}logit_d_{p:g}": logit_distance(logits, clean),
+                        f"{head}pixel_d_{p:g}": pixel_distance(images, batch.clean),
+                    }
+        return columns
+
+
+def _of_victims(victims: Mapping[str, nn.Module], batch: AttackBatch, images: Tensor) -> Tensor:
+    """(N, K) logits of N images, each of the victim that its row attacks."""
+    parts = {n: victim(images[batch.victim == n]) for n, victim in enumerate(victims.values()) if n in batch.victim}
+    logits = torch.zeros(len(images), next(iter(parts.values())).shape[1], device=images.device)
+    for number, part in parts.items():
+        logits[batch.victim == number] = part.float()
+    return logits
+
+
+def _restored(said: Answers) -> Tensor:
+    if said.restored is None:
+        raise ValueError("this probe looks at restored images, and the defence is no restorer")
+    return said.restored
