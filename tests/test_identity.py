@@ -30,6 +30,7 @@ MOVES = (
     ("seed", {R, E}),
     ("init", {R}),
     ("bank", {R}),
+    ("judges", {R, E}),
     ("bank_epochs", {}),  # of a config without a bank
     ("bank_root", {}),
     (("name", "debug", "victim_root", "save_victims", "choices.*", "logger.*"), {}),

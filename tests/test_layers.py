@@ -37,7 +37,7 @@ ALLOWED = {
 }
 # and the files of runs/, of which each imports from those before it
 RUNS = ["check", "folders", "config", "blame", "trust", "identity", "stopping", "console", "loggers", "trainer"]
-RUNS += ["build", "checkpoints", "dry", "banks", "train", "lab", "cli"]
+RUNS += ["build", "checkpoints", "dry", "banks", "evaluations", "train", "lab", "cli"]
 
 
 def layer(path):

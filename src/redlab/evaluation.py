@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -88,6 +88,8 @@ class Evaluator:
         attack_names: by the batches' ids.
         setting_names: attack id -> names of its settings; an attack without one is not in it.
         judges: names of the victims that judge every image; None: each image is judged by the victim that it attacks.
+        probe: what is looked at besides, see ``redlab.probes``; of a test only.
+        keep_images: of so many images in each cell of a test the probe's pictures are kept.
 
     Raises:
         ValueError: a judge is none of the victims, or there is none.
@@ -97,6 +99,8 @@ class Evaluator:
     attack_names: Sequence[str]
     setting_names: Mapping[int, Sequence[str]] = field(default_factory=dict)
     judges: Sequence[str] | None = None
+    probe: Callable[[Any, Mapping[str, nn.Module], AttackBatch, Answers], Mapping[str, Tensor]] | None = None
+    keep_images: int = 0
 
     def __post_init__(self) -> None:
         if self.judges is not None and (not self.judges or set(self.judges) - set(self.victims)):
@@ -208,3 +212,25 @@ def _judged(
         saved, kept = torch.maximum(right[1], known["alarm"]), right[1] * (1 - known["alarm"])
         columns["right"] = torch.where(known["attacked"] > 0, saved, kept)
     return columns
+
+
+def probed(rows: Samples, batch: AttackBatch, found: Mapping[str, Tensor]) -> tuple[Samples, dict[str, Tensor]]:
+    """The rows of a batch with the columns that a probe found, and its pictures, one for each row.
+
+    Args:
+        rows: what ``redlab.evaluation.Evaluator`` gave of the batch: each valid image once for each judge.
+        batch: N images.
+        found: what the probe gave of the batch.
+
+    Raises:
+        ValueError: something is not about N images, or the rows are not those of the batch.
+    """
+    if wrong := {name: len(values) for name, values in found.items() if len(values) != len(batch)}:
+        raise ValueError(f"a probe must tell something of each of {len(batch)} images, got {wrong}")
+    valid = batch.valid.nonzero()[:, 0]
+    places = valid.repeat_interleave(len(rows) // max(len(valid), 1))
+    if len(places) != len(rows) or not torch.equal(batch.index[places].cpu(), rows["image"]):
+        raise ValueError(f"{len(rows)} rows are not those of a batch with {len(valid)} valid images")
+    of_rows = {name: values[places].detach().cpu() for name, values in found.items()}
+    columns = {name: values for name, values in of_rows.items() if values.ndim == 1}
+    return rows.with_columns(**columns), {name: values for name, values in of_rows.items() if values.ndim == 4}

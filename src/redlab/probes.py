@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from redlab.batch import AttackBatch, estimate
 from redlab.evaluation import Answers
-from redlab.metrics import Samples, logit_distance, pixel_distance, prediction_alignment
+from redlab.metrics import logit_distance, pixel_distance, prediction_alignment
 from redlab.victims import ImageClassifier
 
 
@@ -31,28 +31,6 @@ class Probe(Protocol):
             said: what the defence said of them.
         """
         ...
-
-
-def probed(rows: Samples, batch: AttackBatch, found: Mapping[str, Tensor]) -> tuple[Samples, dict[str, Tensor]]:
-    """The rows of a batch with the columns that a probe found, and its pictures, one for each row.
-
-    Args:
-        rows: what ``redlab.evaluation.Evaluator`` gave of the batch: each valid image once for each judge.
-        batch: N images.
-        found: what the probe gave of the batch.
-
-    Raises:
-        ValueError: something is not about N images, or the rows are not those of the batch.
-    """
-    if wrong := {name: len(values) for name, values in found.items() if len(values) != len(batch)}:
-        raise ValueError(f"a probe must tell something of each of {len(batch)} images, got {wrong}")
-    valid = batch.valid.nonzero()[:, 0]
-    places = valid.repeat_interleave(len(rows) // max(len(valid), 1))
-    if len(places) != len(rows) or not torch.equal(batch.index[places].cpu(), rows["image"]):
-        raise ValueError(f"{len(rows)} rows are not those of a batch with {len(valid)} valid images")
-    of_rows = {name: values[places].detach().cpu() for name, values in found.items()}
-    columns = {name: values for name, values in of_rows.items() if values.ndim == 1}
-    return rows.with_columns(**columns), {name: values for name, values in of_rows.items() if values.ndim == 4}
 
 
 def gradcam(victim: ImageClassifier, x: Tensor, classes: Tensor, layer: str | None = None) -> Tensor:

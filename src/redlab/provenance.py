@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
@@ -36,3 +38,14 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:  # imported from a folder
             found[package] = "unknown"
     return found
+
+
+@functools.cache
+def source() -> str:
+    """A hash of the package's source, of which results depend: commands, studies and reports are left out."""
+    root = Path(__file__).parent
+    files = sorted(
+        path for path in root.rglob("*.py") if path.relative_to(root).parts[0] not in ("runs", "studies", "report")
+    )
+    content = b"".join(str(path.relative_to(root)).encode() + path.read_bytes() for path in files)
+    return hashlib.sha256(content).hexdigest()

@@ -8,9 +8,8 @@ from torch import Tensor, nn
 
 from redlab.attacks import PGD
 from redlab.crafting import AttackMix, Component
-from redlab.evaluation import Evaluator
+from redlab.evaluation import Evaluator, probed
 from redlab.metrics import Samples
-from redlab.probes import probed
 from redlab.studies import STUDIES, Evaluation, Seen, find
 from redlab.victims import Victim
 

@@ -107,6 +107,7 @@ class AttackDataModule(LightningDataModule):
         self._indices: dict[str, Tensor] = {}
         self.defence: Any = None
         self.bank: Bank | None = None
+        self.skip: frozenset[str] = frozenset()
 
     @property
     def splits(self) -> Splits:
@@ -147,25 +148,36 @@ class AttackDataModule(LightningDataModule):
         """Names of the classes."""
         return tuple(self.splits.train.classes)
 
-    def attach(self, method: Any, judges: Sequence[str] | None = None) -> None:
+    def attach(self, method: Any, judges: Sequence[str] | None = None, probe: Any = None, keep_images: int = 0) -> None:
         """Makes a method the defence that attackers can know, and hands it what it is to be evaluated by.
 
         Args:
             method: of ``redlab.methods``, or any module with a capability.
             judges: victims that judge every image; None: the one that was attacked.
+            probe: of ``redlab.probes``, what is looked at besides.
+            keep_images: of so many images in each cell the probe's pictures are kept.
         """
         self.defence = method
         told = {attack: self.mix.setting_names(attack) for attack in range(len(self.mix.attack_names))}
         settings = {attack: names for attack, names in told.items() if names}
         method.evaluator = Evaluator(
-            victims=self.victims, attack_names=self.mix.attack_names, setting_names=settings, judges=judges
+            victims=self.victims,
+            attack_names=self.mix.attack_names,
+            setting_names=settings,
+            judges=judges,
+            probe=probe,
+            keep_images=keep_images,
         )
 
     @property
     def test_cells(self) -> list[Cell]:
-        """What the test loaders measure, in their order; the adaptive cells if there is a defence that can anything."""
+        """What the test loaders measure, in their order; the adaptive cells if there is a defence that can anything.
+
+        Attacks named in ``skip`` are left out.
+        """
         adaptive = self.defence is not None and bool(capabilities(self.defence))
-        return self.mix.cells(self.victims, adaptive=adaptive)
+        cells = self.mix.cells(self.victims, adaptive=adaptive)
+        return [cell for cell in cells if self.mix.attack_names[cell.attack] not in self.skip]
 
     def prepare_data(self) -> None:
         """Loads the data on one process first, which downloads them and looks at all images where that is asked for.

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from redlab.batch import AttackBatch, Restorer, able, attacked_images, capabilities, estimate
-from redlab.evaluation import Evaluator, gathered
+from redlab.evaluation import Evaluator, gathered, probed
 from redlab.methods.examples import Examples, Said
 from redlab.metrics import Samples, numbers
 from redlab.victims import state_hash
@@ -63,6 +63,9 @@ class Method(LightningModule):
         samples: the rows of the last test, of all processes.
         examples: after a test, a few pairs of every cell with an attack on the victim, and what was said of them, on
             the CPU; see ``Examples``.
+        pictures: after a test with a probe, name -> (K, C, H, W), what it showed of the K rows in ``pictured``.
+        pictured: see there.
+        known: rows of attacks that need not be tested again, which count in the next test.
         run: of a method from ``redlab.load``, what it was made with: ``config``, ``victims``, ``mix`` and ``data``.
 
     Args:
@@ -96,6 +99,9 @@ class Method(LightningModule):
         self.results: dict[str, float] = {}
         self.samples: Samples | None = None
         self.examples: list[tuple[AttackBatch, Said]] = []
+        self.pictures: dict[str, Tensor] = {}
+        self.pictured = Samples({})
+        self.known: list[Samples] = []
         self._rows: list[Samples] = []
         self._kept: dict[int, Examples] = {}
 
@@ -246,6 +252,10 @@ class Method(LightningModule):
         if self.evaluator is None:
             raise ValueError("nobody has said by what to evaluate: data.attach(method), of the data module, does")
         rows, answers = self.evaluator(self, batch)
+        probe = self.evaluator.probe
+        if probe is not None and len(rows) and self.trainer.testing:
+            rows, pictures = probed(rows, batch, probe(self, self.evaluator.victims, batch, answers))
+            self._show(rows, pictures)
         self._rows.append(rows)
         one_judge = rows.where(judge=rows.values("judge")[:1]) if self.evaluator.judges and len(rows) else rows
         said = dict(one_judge.columns)
@@ -254,6 +264,17 @@ class Method(LightningModule):
         if answers.class_logits is not None:
             said["answer"] = answers.class_logits[batch.valid].argmax(1).cpu()
         return batch[batch.valid].map(Tensor.cpu), said
+
+    def _show(self, rows: Samples, pictures: Mapping[str, Tensor]) -> None:
+        """Keeps pictures of the first images of each cell."""
+        cell = {name: rows.values(name)[0] for name in ("attack", "setting", "victim", "knowledge")}
+        shown = len(self.pictured.where(**cell)) if len(self.pictured) else 0
+        if (more := max(self.evaluator.keep_images - shown, 0) if self.evaluator else 0) and pictures:
+            places = torch.arange(min(more, len(rows)))
+            self.pictured = Samples.cat([self.pictured, rows.take(places)])
+            for name, images in pictures.items():
+                before = [self.pictures[name]] if name in self.pictures else []
+                self.pictures[name] = torch.cat([*before, images[places]])
 
     def on_validation_epoch_start(self) -> None:
         """Begins with no rows."""
@@ -265,11 +286,12 @@ class Method(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Logs the numbers of all rows as ``val/...``."""
-        self._log_numbers("val/", gathered(self._rows))
+        self._log({f"val/{key}": value for key, value in self._numbers(gathered(self._rows)).items()})
 
     def on_test_start(self) -> None:
         """Forgets the last test."""
         self.results, self.samples, self.examples, self._rows, self._kept = {}, None, [], [], {}
+        self.pictures, self.pictured = {}, Samples({})
 
     def test_step(self, batch: AttackBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Evaluates a batch of one cell."""
@@ -286,14 +308,21 @@ class Method(LightningModule):
             for cell, kept in self._kept.items():
                 kept.join([process[cell] for process in everywhere])
         self.examples = [pairs for _, kept in sorted(self._kept.items()) for pairs in kept.pairs()]
-        self.samples = gathered(self._rows)
-        self.results = self._log_numbers("test/", self.samples)
+        self.finish_test()
+        self._log(self.results)
 
-    def _log_numbers(self, prefix: str, rows: Samples) -> dict[str, float]:
-        values = {prefix + key: value for key, value in numbers(rows).items()} if len(rows) else {}
+    def finish_test(self) -> None:
+        """Joins the rows of the test with those that are known, and reduces them to numbers."""
+        self.samples = Samples.cat([gathered(self._rows), *self.known]).sorted()
+        self.results = {f"test/{key}": value for key, value in self._numbers(self.samples).items()}
+
+    @staticmethod
+    def _numbers(rows: Samples) -> dict[str, float]:
+        return numbers(rows) if len(rows) else {}
+
+    def _log(self, values: Mapping[str, float]) -> None:
         for key, value in values.items():  # already the same on all ranks: sync_dist only says so
             self.log(key, value, prog_bar=key == self.monitor, sync_dist=True, batch_size=1)
-        return values
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """What the method says of a batch, for ``trainer.predict``.

@@ -325,7 +325,7 @@ def build(
     module: AttackDataModule = instantiate(cfg.data, _partial_=True)(
         mix=mix, victims=victims, seed=cfg.seed, source=lambda: shared.splits
     )
-    module.attach(method)
+    module.attach(method, judges=cfg.get("judges"))
     return method, module
 
 

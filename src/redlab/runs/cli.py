@@ -281,9 +281,9 @@ def _evaluate(argv: list[str]) -> None:
             raise ConfigError(f"seeds must be whole numbers from 0, such as seeds=[0,1,2], got {own['seeds']!r}.")
         if len(set(seeds)) < len(seeds):
             raise ConfigError(f"seeds={seeds} names a seed twice, which would count as two: give each once.")
-        from redlab.runs.lab import study
+        from redlab.runs.lab import studies
 
-        study(str(own["study"]), str(own["scale"]), seeds, overrides, own["out"] or Path("results"), dry=dry)
+        studies(str(own["study"]), str(own["scale"]), seeds, overrides, own["out"] or Path("results"), dry=dry)
 
 
 def _guarded(command: Callable[[list[str]], None], argv: Sequence[str]) -> int:

@@ -151,6 +151,7 @@ def _attacks(plain: Mapping[str, Any], content: Content, victims: Mapping[str, s
     """Who is attacked, and how. A place in the mix or among the victims is an id, so that their order counts."""
     components = list(plain["mix"].get("components") or {})
     facts = {"seed": plain["seed"], "victims": list(victims), "mix.components": components}
+    facts["judges"] = plain.get("judges")
     for name, identity in victims.items():
         facts |= {
             f"victims.{name}": identity,
@@ -202,7 +203,9 @@ def _processes(trainer: Mapping[str, Any]) -> Any:
 # ---- an evaluation --------------------------------------------------------------------------------------------------
 
 
-def evaluation_identity(run: str, cfg: DictConfig, content: Content, victims: Mapping[str, str]) -> str:
+def evaluation_identity(
+    run: str, cfg: DictConfig, content: Content, victims: Mapping[str, str], attack: Mapping[str, Any] | None = None
+) -> str:
     """A hash of what may change a number of an evaluation.
 
     Args:
@@ -210,6 +213,8 @@ def evaluation_identity(run: str, cfg: DictConfig, content: Content, victims: Ma
         cfg: the finalised config of the evaluation.
         content: of its data.
         victims: name -> identity of all that it attacks, in their order.
+        attack: of the rows of one attack, what is asked of it, in plain values, in the place of what the mix says;
+            None for all of the mix.
     """
     plain = as_plain(cfg)
     facts = {
@@ -219,7 +224,8 @@ def evaluation_identity(run: str, cfg: DictConfig, content: Content, victims: Ma
         "trainer.limit_test_batches": plain["trainer"].get("limit_test_batches"),
         "trainer.precision": plain["trainer"].get("precision"),
     }
-    return digest(facts | _attacks(plain, content, victims) | _whole_batches(plain, "test"))
+    attacks = _attacks(plain, content, victims) if attack is None else {"victims": dict(victims), "attack": attack}
+    return digest(facts | attacks | _whole_batches(plain, "test"))
 
 
 def bank_epochs(plain: Mapping[str, Any]) -> int:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 import torch
@@ -53,6 +53,7 @@ from redlab.runs.checkpoints import (
 from redlab.runs.config import finalise, override_stored
 from redlab.runs.console import console, filter_known_warnings
 from redlab.runs.dry import rehearse
+from redlab.runs.evaluations import test
 from redlab.runs.folders import take_away, taken
 from redlab.runs.identity import run_facts
 from redlab.runs.loggers import close, make_loggers
@@ -126,8 +127,8 @@ def _train(cfg: DictConfig, out: Path) -> dict[str, float]:
         if trainer.is_global_zero and not chosen.exists():
             raise ConfigError("trainer.max_time, or another limit, ended the run before an epoch; set a larger one.")
         chosen = trainer.strategy.broadcast(chosen)  # under torchrun, only the first rank's folder has them
-        read_checkpoint(chosen)  # a folder that is resumed came with it, and older Lightning would execute it
-        trainer.test(method, datamodule=data, ckpt_path=chosen, verbose=False)
+        load_weights(method, chosen, read_checkpoint(chosen))
+        test(cfg, trainer, method, data, chosen)
         metrics = _finish(cfg, out, trainer, method, data, started, loggers)
         close(trainer, loggers, failed=False)
     except BaseException as error:
@@ -185,28 +186,29 @@ def evaluate(
         return _evaluate(run, overrides, out, allow, dry)
 
 
-def _evaluate(run: Path, overrides: Sequence[str], out: Path, allow: Sequence[str], dry: bool) -> dict[str, float]:
-    filter_known_warnings()
-    started = time.time()
-    if not run.exists():
-        raise ConfigError(
-            f"run={run}: no such checkpoint or folder of a run; give one, such as run=outputs/<date>/<time>."
-        )
-    path = find_checkpoint(run)
-    checkpoint = read_checkpoint(path)
+class Opened(NamedTuple):
+    """A trained method, and what it is to be tested on.
+
+    Attributes:
+        cfg: of the evaluation.
+        method: with the weights of the checkpoint.
+        data: with the victims and attacks of the evaluation.
+        checkpoint: its file.
+    """
+
+    cfg: DictConfig
+    method: Method
+    data: AttackDataModule
+    checkpoint: Path
+
+
+def opened(run: Path, overrides: Sequence[str], allow: Sequence[str] = ()) -> Opened:
+    """A run folder or checkpoint, ready to be tested; arguments and errors are those of `evaluate`."""
+    cfg, trained, path, checkpoint = _stored(run, overrides, allow)
     record = checkpoint["redlab"]
-    stored = stored_config(path, record["config"], allow)
-    cfg = override_stored(stored, overrides)
-    same_method(path, checkpoint, cfg)
-    trained = finalise(OmegaConf.create(stored))
-    record = {**record, "config": stored}
-    plan, images = rehearse(cfg, record=record, trained=trained)
-    if dry:
-        show_plan(plan | {"checkpoint": f"{path}", "folder": f"{out}"})
-        return {}
+    _, images = rehearse(cfg, record=record, trained=trained)
     images = shared_data(cfg) if images is None else images
     own = own_victims(cfg, record, images)
-    _show_config(cfg, out)
     others = [str(name) for name in cfg.victims if name not in own]
     console.print(f"Victims of the run itself: {', '.join(own) or 'none'}. Others: {', '.join(others) or 'none'}.")
     all_own = not others and list(cfg.victims) == list(trained.victims)
@@ -214,11 +216,42 @@ def _evaluate(run: Path, overrides: Sequence[str], out: Path, allow: Sequence[st
     method, data = build(cfg, own, trained=trained_with(trained, record, guides), data=images)
     check_hashes(record["victims"], guides or data.victims)
     load_weights(method, path, checkpoint)
+    return Opened(cfg, method, data, path)
+
+
+def _stored(
+    run: Path, overrides: Sequence[str], allow: Sequence[str]
+) -> tuple[DictConfig, DictConfig, Path, dict[str, Any]]:
+    """The config of the evaluation, that of the training, the file of the checkpoint, and what is in it."""
+    if not run.exists():
+        raise ConfigError(
+            f"run={run}: no such checkpoint or folder of a run; give one, such as run=outputs/<date>/<time>."
+        )
+    path = find_checkpoint(run)
+    checkpoint = read_checkpoint(path)
+    stored = stored_config(path, checkpoint["redlab"]["config"], allow)
+    cfg = override_stored(stored, overrides)
+    same_method(path, checkpoint, cfg)
+    checkpoint["redlab"] = {**checkpoint["redlab"], "config": stored}
+    return cfg, finalise(OmegaConf.create(stored)), path, checkpoint
+
+
+def _evaluate(run: Path, overrides: Sequence[str], out: Path, allow: Sequence[str], dry: bool) -> dict[str, float]:
+    filter_known_warnings()
+    started = time.time()
+    cfg, trained, path, checkpoint = _stored(run, overrides, allow)
+    if dry:
+        plan, _ = rehearse(cfg, record=checkpoint["redlab"], trained=trained)
+        show_plan(plan | {"checkpoint": f"{path}", "folder": f"{out}"})
+        return {}
+    opening = opened(run, overrides, allow)
+    method, data = opening.method, opening.data
+    _show_config(cfg, out)
     data.bank = open_bank(cfg, data, stages=("test",))
     loggers = make_loggers(cfg, out)
     trainer = make_trainer(cfg, out, [StopOnSignal()], loggers, testing=True)
     try:
-        trainer.test(method, datamodule=data, verbose=False)
+        test(cfg, trainer, method, data, path)
         metrics = _finish(cfg, out, trainer, method, data, started, loggers)
         close(trainer, loggers, failed=False)
     except BaseException:
