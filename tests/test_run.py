@@ -14,7 +14,7 @@ from printed import ROOT, imported
 from redlab import victims
 from redlab.methods import CDDRED, NotFiniteError
 from redlab.metrics import Samples, numbers, worst
-from redlab.runs import build, check, checkpoints, lab
+from redlab.runs import build, checkpoints, lab
 from redlab.runs import train as training
 from redlab.runs.check import ConfigError
 from redlab.runs.config import compose, finalise
@@ -210,45 +210,52 @@ def test_a_users_own_module_as_victim(tiny, no_report, tmp_path, monkeypatch):
     assert training.evaluate(tmp_path / "run", [], tmp_path / "again", ["users_victims.Shallow"]) == found
 
 
-def test_study(tmp_path, monkeypatch):
-    done = []
+SMOKE = ["trainer.enable_progress_bar=false", "data.limit_train=64", "data.limit_test=8", "data.batch_size=32"]
+SMOKE += ["victim=small_cnn", "method.width=4", "method.depth=3", "logger=none"]
 
-    def train_or_find(overrides):
-        done.append(overrides)
-        keys = ("d", "logit_d_benign", "logit_d_adv", "pa_benign", "pa_adv", "d_attack", "attacked_accuracy",
-                "restored_accuracy", "adaptive_restored_accuracy/aware_pgd")  # fmt: skip
-        return {f"test/{key}": len(done) / 10 for key in keys}
 
-    monkeypatch.setattr(lab, "train_or_find", train_or_find)
-    card = lab.study("cdd_red/table1", "smoke", [0, 1], ["trainer.max_epochs=3"], tmp_path)
-    assert len(done) == 6
-    assert all("trainer.max_epochs=3" in overrides for overrides in done)
-    path = tmp_path / "cdd_red" / "table1_digits_smoke.json"
+@pytest.fixture
+def in_a_folder(tmp_path, monkeypatch, no_report):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_study_trains_each_run_once_per_seed(in_a_folder, monkeypatch):
+    done, really = [], lab.train
+    monkeypatch.setattr(lab, "train", lambda cfg, out: done.append(out) or really(cfg, out))
+    (card,) = lab.studies("cdd_red/table1", "smoke", [0, 1], SMOKE, in_a_folder / "results")
+    assert len(set(done)) == 6
+    path = in_a_folder / "results" / "cdd_red" / "table1_digits_smoke.json"
     assert Card.load(path) == card
     assert card.seeds == [0, 1]
+    assert {len({run["identity"] for run in runs}) for runs in card.runs.values()} == {2}
+    assert card.runs["DO"][0]["versions"].keys() > {"redlab", "torch"}
     assert "CDD-RED" in path.with_suffix(".md").read_text()
     assert path.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
+    (again,) = lab.studies("cdd_red/table1", "smoke", [0, 1], SMOKE, in_a_folder / "results")
+    assert len(done) == 6
+    assert again.numbers == card.numbers
 
 
 def test_an_unknown_study_is_one_sentence(tmp_path):
-    with pytest.raises(check.ConfigError, match=r"no such study\. Studies: cdd_red/table1"):
-        lab.study("cdd_red/tabel1", "smoke", [0], [], tmp_path)
+    with pytest.raises(ConfigError, match=r"no study 'cdd_red/tabel1'; did you mean 'cdd_red/table1'"):
+        lab.studies("cdd_red/tabel1", "smoke", [0], [], tmp_path)
 
 
-def test_train_or_find(tiny, no_report, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    calls = []
-    monkeypatch.setattr(lab, "train", lambda cfg, out: calls.append(out) or {})
-    words = [*tiny, "mix=attunet"]
-    lab.train_or_find(words)
-    calls[0].mkdir(parents=True)
-    (calls[0] / "metrics.json").write_text('{"test/d": 1.5}')
-    assert lab.train_or_find(words) == {"test/d": 1.5}
-    other = ["logger=none", "trainer.enable_progress_bar=true", "data.eval_batch_size=4", "victim_root=elsewhere"]
-    assert lab.train_or_find([*words, *other]) == {"test/d": 1.5}
-    lab.train_or_find([*words, "seed=1"])
-    assert len(calls) == 2
-    assert calls[0] != calls[1]
+def test_of_several_studies_one_that_fails_stops_no_other(in_a_folder, monkeypatch, capsys):
+    def make(self, seeds, out):
+        if self.study.id == "cdd_red/table1":
+            raise RuntimeError("out of memory")
+        claims = [{"verdict": verdict} for verdict in ("holds", "tie", "holds")]
+        return types.SimpleNamespace(study=self.study.id, claims=claims)
+
+    monkeypatch.setattr(lab.Lab, "make", make)
+    monkeypatch.setattr(lab, "rehearse", lambda cfg: ({}, None))
+    with pytest.raises(ConfigError, match=r"1 of 3 studies failed: cdd_red/table1"):
+        lab.studies("cdd_red/table*[179]", "smoke", [0], [], in_a_folder)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "RuntimeError: out of memory" in said
+    assert re.search(r"cdd_red/tableA7 2 1 0 0", said)
 
 
 @pytest.mark.slow

@@ -42,7 +42,7 @@ def versions() -> dict[str, str]:
 
 @functools.cache
 def source() -> str:
-    """A hash of the package's source, of which results depend: commands, studies and reports are left out."""
+    """A hash of the source on which the rows of an evaluation depend: commands, studies and reports are left out."""
     root = Path(__file__).parent
     files = sorted(
         path for path in root.rglob("*.py") if path.relative_to(root).parts[0] not in ("runs", "studies", "report")

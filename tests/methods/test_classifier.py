@@ -256,7 +256,7 @@ def test_weights_of_the_other_shortcut_do_not_fit(tmp_path):
 
 def test_a_checkpoint_rebuilds_a_residual_network_and_names_no_other_kind(tmp_path):
     net = architectures.cifar_resnet(10, 1, 8, depth=8, shortcut="B")
-    model, run = Classifier(net, num_classes=10, optimizer=ADAM), trainer()
+    model, run = Classifier(network=ImageClassifier(net, num_classes=10), optimizer=ADAM), trainer()
     run.fit(model, datamodule=Digits())
     run.save_checkpoint(tmp_path / "best.ckpt")
     victim = load(tmp_path / "best.ckpt")
@@ -410,7 +410,7 @@ def test_a_loss_that_is_not_finite_stops_the_training():
     data.images[20, 0, 0, 0] = torch.nan  # in the second batch
     before = [p.clone() for p in model.net.parameters()]
     with pytest.raises(NotFiniteError, match="not finite at step 1: nan"):
-        trainer().fit(model, datamodule=data)
+        trainer(sanity=0).fit(model, datamodule=data)
     after = list(model.net.parameters())
     assert all(torch.isfinite(p).all() for p in after)
     assert not all(torch.equal(a, b) for a, b in zip(before, after, strict=True))  # the step before was made

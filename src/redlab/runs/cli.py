@@ -210,7 +210,8 @@ def _absolute_paths(folder: Path, words: Mapping[str, str], typed: Mapping[str, 
     config = folder / "config.yaml"
     # without resolving: a run writes values, and what a file asks the environment for is refused
     plain = OmegaConf.to_container(OmegaConf.load(config), resolve=False) if config.is_file() else {}
-    keys = ["victim_root", *([] if "data" in typed else ["data.root"]), *(k for k in words if k.endswith(".weights"))]
+    keys = ["victim_root", "bank_root", *([] if "data" in typed else ["data.root"])]
+    keys += [key for key in words if key.endswith(".weights") or key in ("bank", "init")]
     found = {key: value for key, value in leaves(plain) if key in keys and isinstance(value, str)}
     held = stored_words(config, [f"{key}={_quoted(value)}" for key, value in found.items()])
     return {_key(word): word for word in held}

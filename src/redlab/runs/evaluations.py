@@ -1,4 +1,4 @@
-"""Tests that are not done twice: rows, examples and pictures of each attack are kept by the identity of their making."""
+"""Tests that are not done twice: what came of each attack is kept by the identity of all that it depends on."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ KEPT = Path("outputs/evaluations")
 """Where they are kept; may be deleted at any time."""
 
 
-def test(cfg: DictConfig, trainer: L.Trainer, method: Method, data: AttackDataModule, checkpoint: Path) -> None:
+def run_test(cfg: DictConfig, trainer: L.Trainer, method: Method, data: AttackDataModule, checkpoint: Path) -> None:
     """Tests a method as ``trainer.test`` does; of attacks that it was tested with before, what was kept is taken.
 
     ``method.samples``, ``results``, ``examples`` and ``pictures`` are those of the whole test.
@@ -74,7 +74,7 @@ def asked(cfg: DictConfig, method: Method, data: AttackDataModule, checkpoint: P
     """What the rows of one attack depend on, as a hash.
 
     Args:
-        cfg: as for `test`, like the others.
+        cfg: as for `run_test`, like the others.
         method: see there.
         data: see there.
         checkpoint: see there.

@@ -23,7 +23,7 @@ from redlab.runs.checkpoints import run_record
 from redlab.runs.config import compose, conf_dir, finalise
 from redlab.runs.console import console, filter_known_warnings
 from redlab.runs.dry import rehearse
-from redlab.runs.evaluations import test
+from redlab.runs.evaluations import run_test
 from redlab.runs.identity import run_identity
 from redlab.runs.stopping import StopOnSignal, Stopped
 from redlab.runs.train import opened, show_plan, train
@@ -198,7 +198,7 @@ class Lab:
         cfg.bank = "auto" if all(c.knowledge == "victim" for c in data.mix.components.values()) else None
         data.bank = open_bank(cfg, data, stages=("test",))
         trainer = make_trainer(cfg, Path("outputs"), [StopOnSignal()], [], testing=True)
-        test(cfg, trainer, method, data, opening.checkpoint)
+        run_test(cfg, trainer, method, data, opening.checkpoint)
         return Seen(rows=method.samples or Samples({}), pictures=method.pictures, of=method.pictured)
 
     def _starts_from(self, name: str) -> str | None:

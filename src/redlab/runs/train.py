@@ -53,7 +53,7 @@ from redlab.runs.checkpoints import (
 from redlab.runs.config import finalise, override_stored
 from redlab.runs.console import console, filter_known_warnings
 from redlab.runs.dry import rehearse
-from redlab.runs.evaluations import test
+from redlab.runs.evaluations import run_test
 from redlab.runs.folders import take_away, taken
 from redlab.runs.identity import run_facts
 from redlab.runs.loggers import close, make_loggers
@@ -128,7 +128,7 @@ def _train(cfg: DictConfig, out: Path) -> dict[str, float]:
             raise ConfigError("trainer.max_time, or another limit, ended the run before an epoch; set a larger one.")
         chosen = trainer.strategy.broadcast(chosen)  # under torchrun, only the first rank's folder has them
         load_weights(method, chosen, read_checkpoint(chosen))
-        test(cfg, trainer, method, data, chosen)
+        run_test(cfg, trainer, method, data, chosen)
         metrics = _finish(cfg, out, trainer, method, data, started, loggers)
         close(trainer, loggers, failed=False)
     except BaseException as error:
@@ -251,7 +251,7 @@ def _evaluate(run: Path, overrides: Sequence[str], out: Path, allow: Sequence[st
     loggers = make_loggers(cfg, out)
     trainer = make_trainer(cfg, out, [StopOnSignal()], loggers, testing=True)
     try:
-        test(cfg, trainer, method, data, path)
+        run_test(cfg, trainer, method, data, path)
         metrics = _finish(cfg, out, trainer, method, data, started, loggers)
         close(trainer, loggers, failed=False)
     except BaseException:
