@@ -70,9 +70,10 @@ def classifier(**settings):
     return Classifier(network=network, data_name="digits", **{"optimizer": ADAM, **settings})
 
 
-def trainer(epochs=1):
+def trainer(epochs=1, sanity=2):
     return L.Trainer(
         max_epochs=epochs,
+        num_sanity_val_steps=sanity,
         accelerator="cpu",
         logger=False,
         enable_checkpointing=False,
