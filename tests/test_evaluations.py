@@ -62,7 +62,7 @@ def test_one_more_attack_costs_that_attack_alone(again, place, monkeypatch, tmp_
         whole, every, _ = again(*STEPS)
     found, asked, rows = again(*STEPS)
     assert found == whole
-    # 24 images: three steps with their last look, whether the attack worked (two passes), and four images per row to judge
+    # 24 images: three steps and their last look; did it work (two passes); four images of each row to judge
     assert asked == 24 * (3 + 1) + 24 * 2 + 24 * 4 < every / 4
     assert rows.values("attack") == ("clean", "fgsm", "pgd", "more", "aware_pgd")
 

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "redlab"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = ["extras", "provenance", "rng", "batch", "nn", "victims", "attacks", "crafting", "metrics", "report"]
-LAYERS += ["evaluation", "probes", "data", "methods", "studies", "runs"]
+LAYERS += ["evaluation", "notebook", "probes", "data", "methods", "studies", "runs"]
 # the layers that each layer may import at most, besides itself and the package's own version
 ALLOWED = {
     "extras": set(),
@@ -26,6 +26,7 @@ ALLOWED = {
     "metrics": set(),
     "report": {"batch", "metrics"},
     "evaluation": {"batch", "metrics"},
+    "notebook": {"batch", "attacks", "crafting", "metrics", "evaluation"},
     "probes": {"batch", "metrics", "victims", "evaluation"},
     "data": {"rng", "batch", "attacks", "crafting", "evaluation"},
     "methods": {"rng", "batch", "nn", "metrics", "evaluation", "victims"},

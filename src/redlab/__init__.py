@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from redlab import attacks, data, methods, metrics, studies, victims
     from redlab.crafting import AttackMix, Component
+    from redlab.notebook import evaluate
     from redlab.runs.checkpoints import load
 
 __version__ = "0.1.0"
@@ -17,6 +18,7 @@ __all__ = [
     "__version__",
     "attacks",
     "data",
+    "evaluate",
     "load",
     "methods",
     "metrics",
@@ -24,7 +26,8 @@ __all__ = [
     "victims",
 ]
 
-_FROM = {"AttackMix": "redlab.crafting", "Component": "redlab.crafting", "load": "redlab.runs.checkpoints"}
+_FROM = {"AttackMix": "redlab.crafting", "Component": "redlab.crafting"}
+_FROM |= {"evaluate": "redlab.notebook", "load": "redlab.runs.checkpoints"}
 
 
 def __dir__() -> list[str]:
