@@ -107,7 +107,7 @@ def test_a_mistake_in_train(call, tmp_path, word, says):
         (["mix=clean"], ["run=", "study="]),
         (["run=a", "study=b"], ["run=", "study="]),
         (["run=nowhere"], ["nowhere: no such checkpoint"]),
-        (["study=cdd_red/table9"], ["cdd_red/table9", "cdd_red/table1"]),
+        (["study=cdd_red/table9"], ["cdd_red/table9", "cdd_red/tableA9"]),
         (["study=cdd_red/table1", "scale=tiny"], ["'tiny'", "smoke, small, paper"]),
         (["study=cdd_red/table1", "scale=smoke", "trainer.max_epoch=1"], ["Did you mean 'trainer.max_epochs'?"]),
     ],
@@ -312,7 +312,8 @@ def test_train_leaves_what_the_readme_says(finished):
     metrics = json.loads((finished / "metrics.json").read_text())
     for key in ("clean_accuracy", "attacked_accuracy", "restored_accuracy", "adaptive_restored_accuracy"):
         assert 0 <= metrics[f"test/{key}"] <= 1
-        assert key == "clean_accuracy" or 0 <= metrics[f"test/{key}/pgd"] <= 1
+        attack = "aware_pgd" if key.startswith("adaptive") else "pgd"
+        assert key == "clean_accuracy" or 0 <= metrics[f"test/{key}/{attack}"] <= 1
     config = OmegaConf.load(finished / "config.yaml")
     assert "${" not in (finished / "config.yaml").read_text()
     assert config.method.width == 4
