@@ -339,7 +339,7 @@ def test_evaluate_with_another_mix_and_victim(call, finished, victim_root):
     assert result.code == 0, result.err
     metrics = json.loads(Path("other/metrics.json").read_text())
     assert "test/restored_accuracy/rfgsm/lenet" in metrics
-    assert not any("small_cnn" in key or "pgd" in key for key in metrics)
+    assert not any("small_cnn" in key or "/pgd" in key for key in metrics)
 
 
 def test_help_of_evaluate(call):

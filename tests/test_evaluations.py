@@ -56,9 +56,10 @@ def test_the_same_test_again_asks_nobody(again, place):
     assert all(torch.equal(rows[column], kept[column]) for column in kept.columns)
 
 
-def test_one_more_attack_costs_that_attack_alone(again, place, monkeypatch, tmp_path):
+def test_one_more_attack_costs_that_attack_alone(again):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluations, "KEPT", tmp_path / "nothing is kept here")
+        patch.setattr(evaluations, "_read", lambda path: None)
+        patch.setattr(evaluations, "_keep", lambda *_: None)
         whole, every, _ = again(*STEPS)
     found, asked, rows = again(*STEPS)
     assert found == whole
@@ -90,7 +91,7 @@ def test_what_may_change_a_number_is_tested_anew(again, words):
 def test_a_damaged_file_is_made_again(again, place):
     own, asked, _ = again()
     assert asked == 0
-    for file in (place / "outputs" / "evaluations").iterdir():
+    for file in (place / "run" / "evaluations").iterdir():
         file.write_bytes(file.read_bytes()[:40])
     found, asked, _ = again()
     assert asked > 0

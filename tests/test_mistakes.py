@@ -362,8 +362,8 @@ def test_a_file_in_the_place_of_the_victims(tmp_path_factory):
 @pytest.mark.slow  # composes the runs of all columns
 def test_a_study_that_is_refused_has_trained_nothing(tmp_path):
     with pytest.raises(ConfigError, match="the schedule gives a learning rate of -"):
-        lab.study("cdd_red/table1", "smoke", [0], ["method.scheduler.gamma=-1", "trainer.max_epochs=8"], tmp_path)
-    assert lab.study("cdd_red/table1", "smoke", [0], [], tmp_path, dry=True) is None
+        lab.studies("cdd_red/table1", "smoke", [0], ["method.scheduler.gamma=-1", "trainer.max_epochs=8"], tmp_path)
+    assert lab.studies("cdd_red/table1", "smoke", [0], [], tmp_path, dry=True) == []
 
 
 @functools.cache

@@ -352,11 +352,12 @@ class Harmful:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")  # the callback of the best is gone
 def test_no_checkpoint_of_a_run_folder_is_executed(finished_run, tmp_path, monkeypatch, capsys, no_report):
-    """The last one is resumed, the best one tested, which this training without validation does not write anew."""
+    """The last one is resumed, the best one tested, which this training does not better."""
     folder = shutil.copytree(finished_run[0], tmp_path / "run")
     torch.save({"redlab": Harmful()}, folder / "checkpoints" / "best.ckpt")
     GlobalHydra.instance().clear()
-    words = [f"resume={folder}", "trainer.max_epochs=2", "data.val_size=0", "logger=none"]
+    monkeypatch.setattr("redlab.runs.checkpoints.RunCheckpoint.check_monitor_top_k", lambda *_: False)  # none is better
+    words = [f"resume={folder}", "trainer.max_epochs=2", "logger=none"]
     monkeypatch.setattr(sys, "argv", ["train.py", *words])
     assert cli.train() == 1
     assert "best.ckpt cannot be read as a checkpoint" in capsys.readouterr().err

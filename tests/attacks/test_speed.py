@@ -12,6 +12,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.models import vgg11_bn
+from torchvision.models.inception import BasicConv2d
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from redlab.attacks import APGD, DDN, EOT, FGSM, PGD, CarliniWagnerL2, Defended, FeatureAttack, Square, speed
 from redlab.victims import Victim, architectures
@@ -277,3 +280,110 @@ def test_it_is_worth_it() -> None:
         PGD(steps=5)(net, x, y)
         ratios.append((time.process_time() - middle) / (middle - start))
     assert sorted(ratios)[2] < 0.85
+
+
+# ---- convolution and BatchNorm in one -------------------------------------------------------------------------------
+
+
+def shaken(net: nn.Module) -> nn.Module:
+    """Batch statistics that make a difference."""
+    for m in net.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            m.running_mean.uniform_(-0.3, 0.3)
+            m.running_var.uniform_(0.5, 1.5)
+            nn.init.uniform_(m.weight, 0.5, 1.5)
+            nn.init.uniform_(m.bias, -0.2, 0.2)
+    return net.eval()
+
+
+class Layerwise(nn.Module):
+    """Goes through the layers of a sequence by itself, and looks at what is between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3))
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen = []
+        for layer in self.layers:
+            x = layer(x)
+            seen.append(x.mean((2, 3)))
+        return self.head(seen[0] + seen[-1])
+
+
+class Widened(BasicBlock):
+    """Of a type of its own, with another forward."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + self.conv1(x)
+
+
+def small_resnet(block: type[nn.Module]) -> nn.Module:
+    return ResNet(block, [1, 1, 1, 1], num_classes=3)  # type: ignore[arg-type]
+
+
+def basic_conv(channels: int) -> nn.Module:
+    return BasicConv2d(channels, 4, kernel_size=3)
+
+
+ODD: dict[str, Callable[[], nn.Module]] = {
+    "blocks": lambda: small_resnet(BasicBlock),
+    "bottlenecks": lambda: small_resnet(Bottleneck),
+    "blocks of one's own": lambda: small_resnet(Widened),
+    "inception": lambda: nn.Sequential(basic_conv(3), basic_conv(4), nn.Flatten(), nn.LazyLinear(3)),
+    "vgg": lambda: nn.Sequential(*vgg11_bn().features[:8], nn.Flatten(), nn.LazyLinear(3)),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_folded_answers_and_gradients_are_the_plain_ones(name: str) -> None:
+    torch.manual_seed(0)
+    net, x = ODD[name](), torch.rand(2, 3, 32, 32, requires_grad=True)
+    net(x)
+    net = shaken(net)
+    before, calls = facts(net), []
+
+    def asked() -> tuple[Tensor, Tensor]:
+        logits = net(x)
+        (gradient,) = torch.autograd.grad(logits.square().sum(), x)
+        return logits.detach(), gradient
+
+    plain = asked()
+    with pytest.MonkeyPatch.context() as patch:
+        really = speed._multiply_and_add
+        patch.setattr(speed, "_multiply_and_add", lambda *a: calls.append(a[0]) or really(*a))
+        quick = speed.quickly(net, asked)
+    for a, b in zip(plain, quick, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4 * float(a.abs().max()))
+    assert facts(net) == before
+    norms = sum(isinstance(m, nn.BatchNorm2d) for m in net.modules())
+    left = {"blocks": 1, "bottlenecks": 1, "blocks of one's own": norms - 3, "inception": 0, "vgg": 0}  # the stem
+    assert len(calls) == left[name]
+
+
+def test_who_looks_between_convolution_and_norm_sees_what_is_there() -> None:
+    torch.manual_seed(0)
+    layerwise = shaken(Layerwise())
+    x = torch.rand(2, 1, 8, 8)
+    torch.testing.assert_close(speed.quickly(layerwise, lambda: layerwise(x)), layerwise(x), rtol=1e-5, atol=1e-6)
+
+    hooked, seen = shaken(network()), []
+    hooked[0].register_forward_hook(lambda _m, _x, out: seen.append(out.detach().clone()))
+    speed.quickly(hooked, lambda: hooked(x))
+    torch.testing.assert_close(seen[0], nn.Conv2d.forward(hooked[0], x), rtol=1e-5, atol=1e-6)
+
+    shared = network()
+    shared[0].padding_mode = "circular"
+    shared[0].padding, shared[0]._reversed_padding_repeated_twice = (1, 1), [1, 1, 1, 1]
+    shared = nn.Sequential(*list(shared)[:3], nn.Flatten(), nn.Linear(4 * 64, 3)).eval()
+    torch.testing.assert_close(speed.quickly(shared, lambda: shared(x)), shared(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_norm_in_training_mode_is_not_folded() -> None:
+    net = network()
+    net[1].train()
+    x = torch.rand(8, 1, 8, 8)
+    expected = copy.deepcopy(net)(x)
+    torch.testing.assert_close(speed.quickly(net, lambda: net(x)), expected)
+    assert int(net[1].num_batches_tracked) == 1

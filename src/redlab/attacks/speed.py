@@ -2,7 +2,8 @@
 
 A victim of redlab's own architectures has a twin for that (``redlab.victims.folded``). Another network is not copied
 and not traced: on a CPU its convolutions get their weights laid out channels last, and each BatchNorm, which in eval
-mode is one factor and one summand per channel, is computed as that.
+mode is one factor and one summand per channel, is computed as that. Where it is known from the code of torch or
+torchvision that a convolution's answer goes to a BatchNorm and nowhere else, both are one convolution.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
 from types import FunctionType, MethodType
-from typing import TypeVar
+from typing import TypeVar, cast
 from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
+from torchvision.models.inception import BasicConv2d
+from torchvision.models.resnet import BasicBlock, Bottleneck
 
 Result = TypeVar("Result")
 
@@ -48,11 +51,13 @@ def quickly(model: object, work: Callable[[], Result]) -> Result:
     modules = [m for network in networks_in(model) for m in _open_to_change(network)]
     convolutions = [m for m in modules if isinstance(m, nn.Conv2d | nn.ConvTranspose2d) and _can_turn(m)]
     norms = [m for m in modules if type(m) is nn.BatchNorm2d and _is_affine(m)]
+    watched = torch.nn.modules.module._has_any_global_hook()  # type: ignore[no-untyped-call]
+    blocks = [m for m in modules if type(m) in _FOLDED and "forward" not in vars(m) and not watched] if norms else []
     token = _AT_WORK.set(True)
     try:
         for turned, eased in [(convolutions, norms)] * bool(convolutions) + [([], norms)] * bool(norms):
             try:
-                with _channels_last(turned), _in_one_step(eased):
+                with _channels_last(turned), _in_one_step(eased), _folded(blocks if eased else []):
                     result = work()
             except RuntimeError:
                 continue
@@ -162,3 +167,80 @@ def _multiply_and_add(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
         return nn.BatchNorm2d.forward(norm, x)
     factor = (var + norm.eps).rsqrt() * norm.weight
     return torch.addcmul((norm.bias - mean * factor)[:, None, None], x, factor[:, None, None])
+
+
+@contextmanager
+def _folded(blocks: Sequence[nn.Module]) -> Iterator[None]:
+    """Blocks whose own ``forward`` is replaced: who calls their layers one by one meets these as they are."""
+    try:
+        for block in blocks:
+            block.forward = partial(_FOLDED[type(block)], block)
+        yield
+    finally:
+        for block in blocks:
+            vars(block).pop("forward", None)
+
+
+def _sequence(block: nn.Sequential, x: Tensor) -> Tensor:
+    layers = list(block)
+    while layers:
+        layer = layers.pop(0)
+        x = _both(layer, layers.pop(0), x) if layers and type(layers[0]) is nn.BatchNorm2d else layer(x)
+    return x
+
+
+def _basic_block(block: BasicBlock, x: Tensor) -> Tensor:
+    out = block.relu(_both(block.conv1, block.bn1, x))
+    out = _both(block.conv2, block.bn2, out)
+    out += x if block.downsample is None else block.downsample(x)
+    return block.relu(out)  # type: ignore[no-any-return]
+
+
+def _bottleneck(block: Bottleneck, x: Tensor) -> Tensor:
+    out = block.relu(_both(block.conv1, block.bn1, x))
+    out = block.relu(_both(block.conv2, block.bn2, out))
+    out = _both(block.conv3, block.bn3, out)
+    out += x if block.downsample is None else block.downsample(x)
+    return block.relu(out)  # type: ignore[no-any-return]
+
+
+def _basic_conv(block: BasicConv2d, x: Tensor) -> Tensor:
+    return nn.functional.relu(_both(block.conv, block.bn, x), inplace=True)
+
+
+_FOLDED: Mapping[type[nn.Module], Callable[..., Tensor]] = {
+    nn.Sequential: _sequence,
+    BasicBlock: _basic_block,
+    Bottleneck: _bottleneck,
+    BasicConv2d: _basic_conv,
+}
+"""What their ``forward`` does, with each convolution and the BatchNorm after it in one."""
+
+
+def _both(convolution: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
+    """``norm(convolution(x))``: in one convolution, unless somebody looks at what is in between, or either is other."""
+    if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d) and _foldable(convolution, norm, x):
+        mean, var, bias = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var), convolution.bias
+        factor = (var + norm.eps).rsqrt() * norm.weight
+        summand = norm.bias - (mean if bias is None else mean - bias) * factor
+        weight = convolution.weight * factor[:, None, None, None]
+        return cast(Tensor, convolution._conv_forward(x, weight, summand))
+    return cast(Tensor, norm(convolution(x)))
+
+
+def _foldable(convolution: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor) -> bool:
+    usual = type(convolution) is nn.Conv2d and type(norm) is nn.BatchNorm2d and not norm.training
+    weights = [convolution._parameters.get("weight"), norm.running_mean, norm.running_var, norm.weight, norm.bias]
+    weights += [] if convolution.bias is None else [convolution.bias]
+    plain = x.ndim == 4 and x.dtype == torch.float32 and all(map(_is_plain, weights))
+    return usual and plain and _unwatched(convolution) and _unwatched(norm)
+
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def _unwatched(layer: nn.Module) -> bool:
+    """Whether nobody sees what goes into a layer or comes out of it."""
+    own = vars(layer).get("forward")  # that of `_in_one_step` is ours
+    ours = own is None or (isinstance(own, partial) and own.func is _multiply_and_add)
+    return ours and not any(vars(layer)[hooks] for hooks in _HOOKS)

@@ -28,7 +28,7 @@ from redlab.runs.identity import evaluation_identity, file_identity
 from redlab.victims import state_hash
 
 KEPT = Path("outputs/evaluations")
-"""Where they are kept; may be deleted at any time."""
+"""Where they are kept of a checkpoint that lies in no run folder; a run folder has ``evaluations`` of its own."""
 
 
 def run_test(cfg: DictConfig, trainer: L.Trainer, method: Method, data: AttackDataModule, checkpoint: Path) -> None:
@@ -45,15 +45,19 @@ def run_test(cfg: DictConfig, trainer: L.Trainer, method: Method, data: AttackDa
     """
     data.setup_data()
     names = [name for name in data.mix.attack_names if any(c.attack == _id(data, name) for c in data.test_cells)]
-    files = {name: KEPT / asked(cfg, method, data, checkpoint, name) for name in names}
-    known = {name: found for name, path in files.items() if (found := _read(path)) is not None}
+    folder = checkpoint.parents[1] / "evaluations" if checkpoint.parent.name == "checkpoints" else KEPT
+    files = {name: folder / asked(cfg, method, data, checkpoint, name) for name in names}
+    # what callbacks and profilers do is asked for each time, and might change a number
+    watched = bool(cfg.trainer.get("callbacks") or cfg.trainer.get("profiler"))
+    known = {} if watched else {name: found for name, path in files.items() if (found := _read(path)) is not None}
     if known:
         console.print(f"Tested before: {', '.join(known)}.")
     data.skip, method.known = frozenset(known), [rows for rows, *_ in known.values()]
     try:
         if len(known) < len(names):
             trainer.test(method, datamodule=data, verbose=False)
-            _keep(method, {name: path for name, path in files.items() if name not in known})
+            if not watched:
+                _keep(method, {name: path for name, path in files.items() if name not in known})
         else:
             method.on_test_start()
             method.finish_test()
