@@ -12,7 +12,7 @@ from torch import nn
 
 import redlab
 from redlab.methods import Method
-from redlab.runs import build, checkpoints, dry, trust
+from redlab.runs import build, checkpoints, dry, loading, trust
 from redlab.runs import train as training
 from redlab.runs.check import ConfigError
 from redlab.runs.config import compose, finalise
@@ -205,8 +205,8 @@ def test_another_class_takes_the_parts_that_fit(finished_run):
     denoiser = redlab.load(finished_run[0]).denoiser
     new = type(denoiser)(1, 3, 4, 0.1)
     module = Other(optimizer=None, denoiser=new, judge=nn.Linear(2, 2))
-    said = checkpoints.start_from(module, finished_run[0])
+    said = loading.start_from(module, finished_run[0])
     assert said.startswith("denoiser of the CDDRED in ")
     assert state_hash(module.denoiser) == state_hash(denoiser)
     with pytest.raises(ConfigError, match="holds a CDDRED, no part of which fits this Other"):
-        checkpoints.start_from(Other(optimizer=None, denoiser=nn.Linear(2, 2), judge=nn.Linear(2, 2)), finished_run[0])
+        loading.start_from(Other(optimizer=None, denoiser=nn.Linear(2, 2), judge=nn.Linear(2, 2)), finished_run[0])

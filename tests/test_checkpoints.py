@@ -11,7 +11,7 @@ import torch
 
 import redlab
 from redlab import provenance, victims
-from redlab.runs import build, check, checkpoints
+from redlab.runs import build, check, checkpoints, loading
 from redlab.runs import train as training
 from redlab.runs.config import compose, finalise
 from redlab.runs.identity import digest, run_identity
@@ -154,7 +154,7 @@ def test_another_mix(trained, short, tmp_path):
 
 def test_another_victim_leaves_the_guide(trained, short, tmp_path):
     seen = []
-    original = checkpoints.load_weights
+    original = loading.load_weights
 
     def load_weights(method, path, stored):
         seen.append(method)

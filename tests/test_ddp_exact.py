@@ -12,7 +12,7 @@ import torch
 
 from redlab.batch import AttackBatch
 from redlab.metrics import Samples
-from redlab.runs import build, checkpoints
+from redlab.runs import build, checkpoints, loading
 from redlab.runs.config import compose, finalise
 
 pytestmark = pytest.mark.slow
@@ -145,7 +145,7 @@ def test_two_processes_are_one_run(whole, words):
     # and the rows and the report are those of one process
     best = checkpoint(whole, "best")
     method, data = build.build(finalise(compose([*words, "trainer=default"])), best["redlab"]["victims"])
-    checkpoints.load_weights(method, whole, best)
+    loading.load_weights(method, whole, best)
     L.Trainer(
         accelerator="cpu", devices=1, logger=False, enable_progress_bar=False, enable_model_summary=False,
         enable_checkpointing=False,

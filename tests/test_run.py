@@ -14,7 +14,7 @@ from printed import ROOT, imported
 from redlab import victims
 from redlab.methods import CDDRED, NotFiniteError
 from redlab.metrics import Samples, numbers, worst
-from redlab.runs import build, checkpoints, lab
+from redlab.runs import build, checkpoints, lab, loading
 from redlab.runs import train as training
 from redlab.runs.check import ConfigError
 from redlab.runs.config import compose, finalise
@@ -114,7 +114,7 @@ def test_numbers(trained):
 
 def test_clean_accuracy_is_the_victims(trained):
     out, found = trained
-    method = checkpoints.load(out)
+    method = loading.load(out)
     _, data = build.build(finalise(compose(["data.limit_test=16"])), checkpoints.read_checkpoint(
         out / "checkpoints" / "best.ckpt")["redlab"]["victims"])  # fmt: skip
     data.setup_data()

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from redlab import attacks, data, methods, metrics, studies, victims
     from redlab.crafting import AttackMix, Component
     from redlab.notebook import evaluate
-    from redlab.runs.checkpoints import load
+    from redlab.runs.loading import load
 
 __version__ = "0.1.0"
 __all__ = [
@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 _FROM = {"AttackMix": "redlab.crafting", "Component": "redlab.crafting"}
-_FROM |= {"evaluate": "redlab.notebook", "load": "redlab.runs.checkpoints"}
+_FROM |= {"evaluate": "redlab.notebook", "load": "redlab.runs.loading"}
 
 
 def __dir__() -> list[str]:

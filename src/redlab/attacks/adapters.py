@@ -17,7 +17,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from numbers import Real
 from types import ModuleType
 from typing import Any
@@ -31,6 +30,7 @@ from redlab.attacks.guard import checked
 from redlab.attacks.project import per_pixel
 from redlab.extras import require
 from redlab.rng import SampleRng
+from redlab.spelling import nearest
 
 Run = Callable[[nn.Module, Tensor, Tensor, int], Tensor]
 """(shielded victim, images, labels to leave or to reach, seed) -> images."""
@@ -228,7 +228,7 @@ def _find(place: str, module: ModuleType, name: str) -> Any:
     # Not what the library itself imports.
     if not (callable(found) and getattr(found, "__module__", "").split(".")[0] == library):
         names = [n for n, value in vars(module).items() if callable(value)]
-        near = get_close_matches(name, names, n=3, cutoff=0.5)
+        near = nearest(name, names, n=3, cutoff=0.5)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         raise ValueError(f"{place} has no attack {name!r}{hint}")
     return found
@@ -244,7 +244,7 @@ def _check_arguments(name: str, found: Any, arguments: Mapping[str, Any], reserv
     known = [key for key in parameters if key not in reserved]
     for key in arguments:
         if key not in known:
-            near = get_close_matches(key, known, n=1)
+            near = nearest(key, known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known) or 'none'}"
             raise ValueError(f"{name} has no argument {key!r}; {hint}")
 

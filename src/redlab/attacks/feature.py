@@ -5,7 +5,6 @@ Sabour, Cao, Faghri and Fleet, "Adversarial manipulation of deep representations
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from redlab.attacks.base import GuardedAttack
 from redlab.attacks.guard import checked, outside_inference, per_row
 from redlab.attacks.project import Ball, checked_length, per_pixel, steepest
 from redlab.rng import SampleRng
+from redlab.spelling import nearest
 
 GuideRule = Callable[[Tensor, Tensor, Tensor | None, SampleRng], Tensor]
 """(images x, labels y, targets or None, rng) -> guides of the shape of x. Row i must depend on row i alone."""
@@ -195,6 +195,6 @@ def _layers(model: nn.Module, name: str) -> list[nn.Module]:
         return [modules[name]]
     found = [module for key, module in modules.items() if key.endswith(f".{name}")]
     if not found:
-        near = difflib.get_close_matches(name, modules, n=5, cutoff=0.4) or list(modules)[-5:]
+        near = nearest(name, modules, n=5, cutoff=0.4) or list(modules)[-5:]
         raise ValueError(f"the model has no layer {name!r}; near names: {', '.join(near)}")
     return found

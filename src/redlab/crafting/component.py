@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
-from difflib import get_close_matches
 from typing import Any, Literal
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from redlab.attacks.wrappers import Defended, Expected, StraightThrough
 from redlab.batch import KNOWLEDGE, Attack, check_name
 from redlab.rng import SampleRng
+from redlab.spelling import nearest
 
 Knowledge = Literal["victim", "defence"]
 Gradient = Literal["exact", "bpda"] | Mapping[str, int]
@@ -145,7 +145,7 @@ def is_number(value: object) -> bool:
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     """What to say of a name that is not there, with the nearest one that is."""
     known = list(known)
-    close = get_close_matches(str(name), known, n=1)
+    close = nearest(str(name), known, n=1)
     hint = f"did you mean {close[0]!r}?" if close else f"there are {known}"
     return f"the unknown {kind} {name!r}; {hint}"
 

@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from redlab.runs.check import ConfigError, numbers, suggest
-from redlab.runs.config import as_plain, defaults, leaves
+from redlab.runs.check import ConfigError
+from redlab.runs.config import as_plain, defaults, leaves, numbers
+from redlab.spelling import suggest
 
 T = TypeVar("T")
 _LONGEST = 400  # characters of somebody else's message

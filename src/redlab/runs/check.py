@@ -2,44 +2,23 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 import math
 import pydoc
-import re
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatch
-from fractions import Fraction
 from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 
-_FRACTION = re.compile(r"\s*-?\d+(\.\d+)?\s*/\s*\d+(\.\d+)?\s*")
+from redlab.spelling import suggest
 
 
 class ConfigError(ValueError):
     """The config, or a file that it names, is wrong; the message is one sentence for the user."""
-
-
-def numbers(node: Any) -> Any:
-    """Turns fractions such as ``8/255`` into numbers.
-
-    Raises:
-        ConfigError: one divides by zero.
-    """
-    if isinstance(node, dict):
-        return {k: numbers(v) for k, v in node.items()}
-    if isinstance(node, list):
-        return [numbers(v) for v in node]
-    if isinstance(node, str) and _FRACTION.fullmatch(node):
-        top, bottom = node.split("/")
-        if float(bottom) == 0:
-            raise ConfigError(f"{node!r} divides by zero.")
-        return float(Fraction(top.strip()) / Fraction(bottom.strip()))
-    return node
 
 
 _ANY_TYPE = ("trainer.devices",)  # a number, a list of devices, or "auto"
@@ -410,9 +389,3 @@ def unknown_key(key: str, known: Sequence[str]) -> str:
     same = [k for k in known if k.rsplit(".", 1)[-1] == leaf]  # lr, where method.optimizer.lr is meant
     hint = f" Did you mean {min(same, key=lambda k: k.count('.'))!r}?" if same else suggest(key, known)
     return f"Unknown key {key!r} in the config.{hint}"
-
-
-def suggest(name: str, known: Sequence[str]) -> str:
-    """The nearest known name as a question, or nothing."""
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f" Did you mean {near[0]!r}?" if near else ""

@@ -18,9 +18,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from redlab.runs.check import ConfigError, suggest
+from redlab.runs.check import ConfigError
 from redlab.runs.config import check_words, compose, conf_dir, explain, finalise, leaves, parse, with_choices
 from redlab.runs.folders import about_to_make, first_process, fresh, path_of, take_away_unused, taken
+from redlab.spelling import suggest
 
 _EVALUATE_HELP = """\
 python evaluate.py run=<folder or checkpoint> [override ...]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import os
 import re
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +26,17 @@ from redlab.runs.check import (
     check_finite,
     check_types,
     may_be_added,
-    numbers,
     parameters_of,
     remedy_for,
-    suggest,
     unknown_key,
 )
 from redlab.runs.folders import fresh
+from redlab.spelling import nearest, suggest
 
 # `${fresh:name}` in conf/train.yaml: a folder that no other job has, the same one wherever a config is asked again
 OmegaConf.register_new_resolver("fresh", fresh, use_cache=True, replace=True)
 
+_FRACTION = re.compile(r"\s*-?\d+(\.\d+)?\s*/\s*\d+(\.\d+)?\s*")
 _LISTS = {"victim": "victims", "logger": "logger"}  # groups that take several options, and where these stand
 
 
@@ -147,6 +147,24 @@ def finalise(cfg: DictConfig, *, trained: bool = False) -> DictConfig:
     check_acts(final)
     check_arguments(plain, "")
     return final
+
+
+def numbers(node: Any) -> Any:
+    """Turns fractions such as ``8/255`` into numbers.
+
+    Raises:
+        ConfigError: one divides by zero.
+    """
+    if isinstance(node, dict):
+        return {k: numbers(v) for k, v in node.items()}
+    if isinstance(node, list):
+        return [numbers(v) for v in node]
+    if isinstance(node, str) and _FRACTION.fullmatch(node):
+        top, bottom = node.split("/")
+        if float(bottom) == 0:
+            raise ConfigError(f"{node!r} divides by zero.")
+        return float(Fraction(top.strip()) / Fraction(bottom.strip()))
+    return node
 
 
 def defaults(cfg: DictConfig) -> DictConfig:
@@ -329,7 +347,7 @@ def _unknown(key: str, cfg: DictConfig, overrides: Sequence[str]) -> str:
     known = [*_keys(cfg), *_groups()]
     parent, _, leaf = key.rpartition(".")
     target = OmegaConf.select(cfg, f"{parent}._target_") if parent else None
-    misspelt = difflib.get_close_matches(key, known, n=1, cutoff=0.95)  # then nothing slow need be imported
+    misspelt = nearest(key, known, n=1, cutoff=0.95)  # then nothing slow need be imported
     takes = None
     if target and not misspelt and may_be_added(key) and leaf in (parameters_of(target) or ()):
         takes = f"{target} takes it"

@@ -10,7 +10,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -41,10 +40,12 @@ from redlab.runs.build import (
     victim_file,
 )
 from redlab.runs.check import ConfigError, trains_victim
-from redlab.runs.checkpoints import own_victims, start_from
+from redlab.runs.checkpoints import own_victims
 from redlab.runs.identity import recipe, victim_identity
+from redlab.runs.loading import start_from
 from redlab.runs.loggers import check_packages
 from redlab.runs.trainer import make_trainer
+from redlab.spelling import nearest
 from redlab.victims import load
 from redlab.victims.victim import ImageClassifier
 
@@ -350,5 +351,5 @@ def _fits(mix: AttackMix, method: LightningModule, victims: Mapping[str, nn.Modu
         for victim in (component.victims or victims) if component.knowledge == "victim" else ():
             modules = [module for module, _ in victims[victim].named_modules()]
             if layer is not None and layer not in modules:
-                near = ", ".join(get_close_matches(layer, modules, cutoff=0) or modules[-3:])
+                near = ", ".join(nearest(layer, modules, cutoff=0) or modules[-3:])
                 raise ValueError(f"{name}.attack.layer must be a module of {victim}, such as {near}, got {layer!r}")

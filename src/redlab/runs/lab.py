@@ -18,7 +18,7 @@ from redlab.report import save_figure
 from redlab.report.tables import Table
 from redlab.runs.banks import open_bank
 from redlab.runs.build import content, shared_data, victim_identities
-from redlab.runs.check import ConfigError, suggest
+from redlab.runs.check import ConfigError
 from redlab.runs.checkpoints import run_record
 from redlab.runs.config import compose, conf_dir, finalise
 from redlab.runs.console import console, filter_known_warnings
@@ -28,6 +28,7 @@ from redlab.runs.identity import run_identity
 from redlab.runs.stopping import StopOnSignal, Stopped
 from redlab.runs.train import opened, show_plan, train
 from redlab.runs.trainer import make_trainer
+from redlab.spelling import suggest
 from redlab.studies import Card, Evaluation, Seen, Study, Trained, card_markdown, card_tables, draw, find
 from redlab.studies.card import card as make_card
 from redlab.studies.study import merge_overrides

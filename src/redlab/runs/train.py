@@ -38,17 +38,13 @@ from redlab.runs.check import ConfigError
 from redlab.runs.checkpoints import (
     RunCheckpoint,
     RunRecord,
-    check_hashes,
     find_checkpoint,
     finished,
-    load_weights,
     own_victims,
     read_checkpoint,
     resume_from,
     same_method,
     same_run,
-    start_from,
-    trained_with,
 )
 from redlab.runs.config import finalise, override_stored
 from redlab.runs.console import console, filter_known_warnings
@@ -56,6 +52,7 @@ from redlab.runs.dry import rehearse
 from redlab.runs.evaluations import run_test
 from redlab.runs.folders import take_away, taken
 from redlab.runs.identity import run_facts
+from redlab.runs.loading import check_hashes, load_weights, start_from, trained_with
 from redlab.runs.loggers import close, make_loggers
 from redlab.runs.stopping import StopOnSignal, Stopped
 from redlab.runs.trainer import make_trainer

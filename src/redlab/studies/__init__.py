@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
+from redlab.spelling import nearest
 from redlab.studies import cdd_red
 from redlab.studies.card import Card, Trained, card_figure, card_markdown, card_tables, draw
 from redlab.studies.numbers import Claim, Number
@@ -52,7 +52,7 @@ def find(pattern: str) -> list[Study]:
     """
     found = [make() for name, make in STUDIES.items() if fnmatchcase(name, pattern)]
     if not found:
-        near = get_close_matches(pattern, STUDIES, n=1)
+        near = nearest(pattern, STUDIES, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"studies: {', '.join(STUDIES)}"
         raise ValueError(f"there is no study {pattern!r}; {hint}")
     return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from redlab.spelling import nearest
 from redlab.victims.facts import facts_of
 from redlab.victims.folded import Folded
 
@@ -133,7 +133,7 @@ class ImageClassifier(nn.Module):
             raise ValueError(f"victim '{self.name}' has no feature_layer")
         modules: dict[str, nn.Module] = dict(self.backbone.named_modules())
         if name not in modules:
-            near = difflib.get_close_matches(name, modules, n=5, cutoff=0.4) or list(modules)[-5:]
+            near = nearest(name, modules, n=5, cutoff=0.4) or list(modules)[-5:]
             raise ValueError(f"victim '{self.name}' has no layer '{name}'; near names: {', '.join(near)}")
         return modules[name]
 
