@@ -2,8 +2,8 @@
 
     python benchmarks/bank.py [--images 2048] [--epochs 3] [--out results/benchmarks/bank.json]
 
-Both ways end in the same numbers, since the bank holds as many epochs as are trained; the script checks that. Victims are
-trained before the clock starts.
+Both ways end in the same numbers, since the bank holds as many epochs as are trained; the script checks that. Victims
+are trained before the clock starts.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from redlab.batch import AttackBatch, RawBatch
 
 FORMAT = 1
 IMAGES = 1024
-"""Images whose rows share a file: what a build that is cut off may lose."""
+"""About how many images share a file: what a build that is cut off may lose."""
 
 KEPT = ("adv", "attack", "setting", "victim", "knowledge", "target", "index", "valid", "attacked", "fooled")
 """Fields of a batch that a bank keeps; clean images and labels are those of the data set."""

@@ -86,11 +86,14 @@ def _part(
     epoch: int = 0,
     cell: Cell | None = None,
 ) -> Part:
+    # the batches of one process: others would differ in the last bits, and in what these decide
+    size = data.batch_size if stage == "train" else data.eval_batch_size
+    whole = max(IMAGES // size, 1) * size
     keys = [Key(index, position, True) for position, index in enumerate(order)]
-    chunks = [keys[i : i + IMAGES] for i in range(0, len(keys), IMAGES)]
+    chunks = [keys[i : i + whole] for i in range(0, len(keys), whole)]
 
     def craft(chunk: int) -> AttackBatch:
-        some, size = chunks[chunk], data.eval_batch_size
+        some = chunks[chunk]
         batches = []
         for first in range(0, len(some), size):
             raw = source.__getitems__(some[first : first + size])
