@@ -31,6 +31,14 @@ _AS_THEY_ARE: WeakSet[nn.Module] = WeakSet()
 _MEMBERS = 100
 """Of an ensemble, at most; a longer list holds data, and to look through it would take time."""
 
+_GLOBAL_HOOKS = (
+    "_global_forward_pre_hooks",
+    "_global_forward_hooks",
+    "_global_backward_pre_hooks",
+    "_global_backward_hooks",
+)
+"""Where torch keeps the hooks of all modules, in every version from 2.6 on."""
+
 _AT_WORK: ContextVar[bool] = ContextVar("at work", default=False)
 
 
@@ -51,7 +59,7 @@ def quickly(model: object, work: Callable[[], Result]) -> Result:
     modules = [m for network in networks_in(model) for m in _open_to_change(network)]
     convolutions = [m for m in modules if isinstance(m, nn.Conv2d | nn.ConvTranspose2d) and _can_turn(m)]
     norms = [m for m in modules if type(m) is nn.BatchNorm2d and _is_affine(m)]
-    watched = torch.nn.modules.module._has_any_global_hook()  # type: ignore[no-untyped-call]
+    watched = any(getattr(torch.nn.modules.module, hooks) for hooks in _GLOBAL_HOOKS)
     blocks = [m for m in modules if type(m) in _FOLDED and "forward" not in vars(m) and not watched] if norms else []
     token = _AT_WORK.set(True)
     try:
