@@ -126,7 +126,7 @@ def test_size_without_victims(trained, lean):
         # exactly, and not only because these networks are small
         assert size(saved["state_dict"]) == trainable
         assert size(saved) - size(saved["state_dict"]) - size(saved["optimizer_states"]) < 1000
-        assert not any(key.startswith("guide") for key in saved["state_dict"])
+        assert not any(key.startswith("classifier") for key in saved["state_dict"])
         assert all("state_dict" not in entry for entry in saved["redlab"]["victims"].values())
         assert size(checkpoint(trained, name)["redlab"]["victims"]) > 0
 
@@ -165,7 +165,7 @@ def test_another_victim_leaves_the_guide(trained, short, tmp_path):
         other = training.evaluate(trained, ["victim=fashion_cnn", "mix=attunet"], tmp_path)
     assert "test/restored_accuracy/fgsm/fashion_cnn" in other
     assert not any(key.endswith("/small_cnn") for key in other)
-    assert state_hash(seen[0].guide) == checkpoint(trained)["redlab"]["victims"]["small_cnn"]["sha256"]
+    assert state_hash(seen[0].classifier) == checkpoint(trained)["redlab"]["victims"]["small_cnn"]["sha256"]
     assert "test/restored_accuracy/fgsm/small_cnn" in numbers(trained)
 
 
@@ -191,7 +191,7 @@ def test_a_victim_of_the_run_is_its_own_from_any_folder(trained, short, tmp_path
 
 @pytest.mark.slow
 def test_another_victim_where_the_guide_was_named(tiny, short, tmp_path):
-    train([*tiny, *PAIR, "method.guide=lenet"], tmp_path / "run")
+    train([*tiny, *PAIR, "method.classifier=lenet"], tmp_path / "run")
     other = training.evaluate(tmp_path / "run", ["victim=small_cnn"], tmp_path / "other")
     assert "test/restored_accuracy/fgsm/small_cnn" in other
 
@@ -199,7 +199,7 @@ def test_another_victim_where_the_guide_was_named(tiny, short, tmp_path):
 @pytest.mark.slow
 def test_victim_weights_by_path(trained, short, tmp_path):
     """The weights of the first victim as a plain state dict: the same numbers for it."""
-    victim = redlab.load(trained).guide
+    victim = redlab.load(trained).classifier
     file = tmp_path / "weights.pt"
     torch.save(victim.backbone.state_dict(), file)
     with warnings.catch_warnings():
@@ -211,7 +211,7 @@ def test_victim_weights_by_path(trained, short, tmp_path):
 
 @pytest.mark.slow
 def test_a_changed_victim_is_told(tiny, short, tmp_path):
-    """The weights of the second victim, which is no guide, stay outside the checkpoint and change there."""
+    """The weights of the second victim, which is not its classifier, stay outside the checkpoint and change there."""
     file, out = tmp_path / "lenet.pt", tmp_path / "run"
     torch.manual_seed(1)
     torch.save(architectures.lenet(10, 1, 32).state_dict(), file)

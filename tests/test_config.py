@@ -355,7 +355,7 @@ def test_seed_zero_is_a_seed(changed):
         ("trainer.max_epochs", 0, "trainer.max_epochs must be at least 1, got 0"),
         ("trainer.fast_dev_run", True, "fast_dev_run"),
         ("trainer.overfit_batches", 1, "overfit_batches"),
-        ("method.guide", "vgg11", "method.guide=vgg11 is not one of the victims: small_cnn"),
+        ("method.classifier", "vgg11", "method.classifier=vgg11 is not one of the victims: small_cnn"),
         ("mix.components.pgd.victims", ["lenet"], "mix.components.pgd.victims names 'lenet'"),
         ("method.typo", 1, "Unknown key 'method.typo'"),
         ("method.widht", 1, "Unknown key 'method.widht' in the config. Did you mean 'width'?"),
@@ -534,8 +534,8 @@ def test_other_data_change_what_refers_to_them(stored):
 
 
 def test_a_trained_method_keeps_its_guide(stored):
-    guided = {**stored, "method": {**stored["method"], "guide": "small_cnn"}}
-    assert override_stored(guided, ["victim=lenet"]).method.guide == "small_cnn"
+    guided = {**stored, "method": {**stored["method"], "classifier": "small_cnn"}}
+    assert override_stored(guided, ["victim=lenet"]).method.classifier == "small_cnn"
 
 
 @pytest.mark.parametrize(

@@ -208,7 +208,7 @@ def test_content_counts_where_it_is_seen(cfg):
 
 @pytest.mark.parametrize("node", ["victims", "mix.components"])
 def test_a_place_is_an_id(cfg, node):
-    """The first victim is the guide of CDD-RED, and attacks are dealt in their order."""
+    """The first victim is the classifier of CDD-RED, and attacks are dealt in their order."""
     turned = copy.deepcopy(cfg)
     OmegaConf.update(turned, node, dict(reversed(OmegaConf.select(cfg, node).items())), merge=False)
     assert turned == cfg  # for a dictionary, order is nothing

@@ -56,15 +56,15 @@ def test_a_loaded_method_knows_its_run(method):
     assert isinstance(run.mix, redlab.AttackMix)
     assert run.mix.names[0] == "clean"
     assert run.data.mix is run.mix
-    assert method.guide is run.victims["small_cnn"]
+    assert method.classifier is run.victims["small_cnn"]
     x, y = images(), torch.arange(4)
     assert redlab.attacks.FGSM(eps=0.1)(run.victims["small_cnn"], x, y).shape == x.shape
 
 
 def test_the_run_is_no_part_of_the_method(method, finished_run):
     saved = torch.load(finished_run[0] / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
-    assert {key for key in method.state_dict() if not key.startswith("guide.")} == saved.keys()
-    assert {name for name, _ in method.named_children()} == {"denoiser", "guide"}
+    assert {key for key in method.state_dict() if not key.startswith("classifier.")} == saved.keys()
+    assert {name for name, _ in method.named_children()} == {"classifier", "denoiser"}
     assert Method.run is None
 
 

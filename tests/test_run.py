@@ -120,7 +120,7 @@ def test_clean_accuracy_is_the_victims(trained):
     data.setup_data()
     raw = next(iter(data._loader("test")))
     with torch.no_grad():
-        right = (method.guide(raw.image.float() / 255).argmax(1) == raw.label).float().mean()
+        right = (method.classifier(raw.image.float() / 255).argmax(1) == raw.label).float().mean()
     assert found["test/clean_accuracy"] == pytest.approx(float(right))
 
 

@@ -62,10 +62,10 @@ def test_invalid_rows_do_not_train(method, pairs):
 def test_fit_checkpoint_and_test(method, datamodule, trainer, tmp_path):
     data = datamodule(adaptive=(False, True))
     module = method(data.victims, scheduler=partial(StepLR, step_size=1, gamma=0.1))
-    guide = state_hash(data.victims["a"])
+    classifier = state_hash(data.victims["a"])
     best = ModelCheckpoint(tmp_path / "best", "best", monitor=module.monitor, mode=module.monitor_mode)
     trainer(max_epochs=1, callbacks=[best]).fit(module, data)
-    assert state_hash(data.victims["a"]) == guide
+    assert state_hash(data.victims["a"]) == classifier
     assert module.trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(1e-4)  # stepped after the epoch
     logged = module.trainer.callback_metrics
     assert {"train/loss", "val/pa_benign", "val/restored_accuracy", "val/pa_adv/fgsm/b"} <= logged.keys()
@@ -73,39 +73,39 @@ def test_fit_checkpoint_and_test(method, datamodule, trainer, tmp_path):
     checkpoint = torch.load(best.best_model_path, weights_only=True)
     assert {key.split(".")[0] for key in checkpoint["state_dict"]} == {"denoiser"}
     assert checkpoint["hyper_parameters"]["augment"] == ["crop_pad", "cutmix"]
-    assert checkpoint["hyper_parameters"]["guide"] == "a"
+    assert checkpoint["hyper_parameters"]["classifier"] == "a"
 
     untrained = method(data.victims)
     assert not torch.equal(outputs(untrained), outputs(module))
     trainer().test(untrained, data, ckpt_path=best.best_model_path, verbose=False)
     assert torch.equal(outputs(untrained), outputs(module))
-    results = untrained.results
+    numbers = untrained.numbers
     # both cells hold the same pairs here
     worst = {f"test/worst_accuracy{tail}" for tail in ("", "/a", "/b")}
-    assert results["test/worst_accuracy"] <= results["test/restored_accuracy"]
-    results = {key: value for key, value in results.items() if key not in worst}
-    names = {key.removeprefix("test/") for key in results if "adaptive_" not in key}
-    assert {f"test/{name}" for name in names} | {f"test/adaptive_{name}" for name in names} == results.keys()
-    assert all(results[f"test/{name}"] == results[f"test/adaptive_{name}"] for name in names)
-    assert all(math.isfinite(value) for value in results.values())
-    assert results["test/count/fgsm"] == 4
+    assert numbers["test/worst_accuracy"] <= numbers["test/restored_accuracy"]
+    numbers = {key: value for key, value in numbers.items() if key not in worst}
+    names = {key.removeprefix("test/") for key in numbers if "adaptive_" not in key}
+    assert {f"test/{name}" for name in names} | {f"test/adaptive_{name}" for name in names} == numbers.keys()
+    assert all(numbers[f"test/{name}"] == numbers[f"test/adaptive_{name}"] for name in names)
+    assert all(math.isfinite(value) for value in numbers.values())
+    assert numbers["test/count/fgsm"] == 4
 
 
 def test_results_are_those_of_the_crafting_victim(method, datamodule, trainer):
     data = datamodule(valid=torch.arange(8) != 3)
     module = method(data.victims)
     trainer().test(module, data, verbose=False)
-    pairs, results = data.pairs, module.eval().results
+    pairs, numbers = data.pairs, module.eval().numbers
     for v, (name, victim) in enumerate(data.victims.items()):
         rows = pairs[(pairs.victim == v) & (pairs.attack == 1) & pairs.valid]
         classes = victim(module.estimate(rows.adv)).argmax(1)
         again = victim(rows.adv - module.estimate(rows.adv) + rows.clean).argmax(1)
-        assert results[f"test/count/fgsm/{name}"] == len(rows)
-        assert results[f"test/restored_accuracy/fgsm/{name}"] == pytest.approx(
+        assert numbers[f"test/count/fgsm/{name}"] == len(rows)
+        assert numbers[f"test/restored_accuracy/fgsm/{name}"] == pytest.approx(
             float((classes == rows.label).float().mean())
         )
         same = (again == victim(rows.adv).argmax(1)).float().mean()
-        assert results[f"test/pa_adv/fgsm/{name}"] == pytest.approx(float(same))
+        assert numbers[f"test/pa_adv/fgsm/{name}"] == pytest.approx(float(same))
 
 
 def test_examples(method, datamodule, trainer):
@@ -125,8 +125,8 @@ def test_a_different_guide_is_refused(method, datamodule, trainer, tmp_path):
     training = trainer(max_epochs=1, limit_train_batches=1, limit_val_batches=0)
     training.fit(method(data.victims), data)
     training.save_checkpoint(tmp_path / "a.ckpt")
-    with pytest.raises(ValueError, match="'guide' differs"):
-        CDDRED.load_from_checkpoint(tmp_path / "a.ckpt", victims=data.victims, optimizer=None, guide="b")
+    with pytest.raises(ValueError, match="'classifier' differs"):
+        CDDRED.load_from_checkpoint(tmp_path / "a.ckpt", victims=data.victims, optimizer=None, classifier="b")
 
 
 def test_draws_go_on_after_a_resume(method, datamodule, trainer, tmp_path, monkeypatch):
@@ -172,7 +172,7 @@ def test_hyperparameters_are_plain_also_from_yaml(method):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"guide": "c"}, r"guide must be one of \['a', 'b'\], got 'c'"),
+        ({"classifier": "c"}, r"classifier must be one of \['a', 'b'\], got 'c'"),
         ({"augment": ["flip"]}, r"augment .* got \['flip'\]"),
         ({"aug_mode": "both"}, "aug_mode .* got 'both'"),
         ({"keep": "some"}, "keep .* got 'some'"),
@@ -189,5 +189,5 @@ def test_bad_options(method, options, message):
 
 
 def test_no_victim(method):
-    with pytest.raises(ValueError, match="guide must be one of"):
+    with pytest.raises(ValueError, match="classifier must be one of"):
         CDDRED(victims={}, optimizer=SimpleNamespace())

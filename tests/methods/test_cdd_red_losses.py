@@ -46,10 +46,10 @@ def setting(method, pairs, mode, rule, **options):
 def test_terms_against_the_transcription(method, pairs, mode, rule):
     module, batch, (clean, adv), sources = setting(method, pairs, mode, rule)
     ours = module.loss_terms(batch, generator(1))
-    theirs = reference.terms(module.denoiser, module.guide, clean, adv, sources, rule)
+    theirs = reference.terms(module.denoiser, module.classifier, clean, adv, sources, rule)
     for a, b in zip(ours, theirs, strict=True):
         assert float(a) == pytest.approx(float(b), rel=1e-4)
-    objective = reference.objective(module.denoiser, module.guide, clean, adv, sources, rule, 0.025)
+    objective = reference.objective(module.denoiser, module.classifier, clean, adv, sources, rule, 0.025)
     assert float(cdd_objective(*ours)) == pytest.approx(float(objective), rel=1e-4)
 
 
@@ -70,7 +70,7 @@ def test_gradients_against_the_transcription(method, pairs):
     module, batch, (clean, adv), sources = setting(method, pairs, "concat", "joint")
     weights = list(module.denoiser.parameters())
     ours = torch.autograd.grad(cdd_objective(*module.loss_terms(batch, generator(1))), weights)
-    loss = reference.objective(module.denoiser, module.guide, clean, adv, sources, "joint", 0.025)
+    loss = reference.objective(module.denoiser, module.classifier, clean, adv, sources, "joint", 0.025)
     for a, b in zip(ours, torch.autograd.grad(loss, weights), strict=True):
         assert torch.allclose(a, b, rtol=1e-3, atol=1e-6)
 
@@ -124,7 +124,7 @@ def test_both_terms_train_the_denoiser_and_not_the_guide(method, pairs):
     for term in (benign, adversarial):
         assert max(g.abs().max() for g in torch.autograd.grad(term, weights, retain_graph=True)) > 0
     (benign + adversarial).backward()
-    assert all(p.grad is None and not p.requires_grad for p in module.guide.parameters())
+    assert all(p.grad is None and not p.requires_grad for p in module.classifier.parameters())
 
 
 def test_both_terms_reuse_one_forward_pass(method, pairs):
@@ -144,6 +144,6 @@ def test_both_terms_reuse_one_forward_pass(method, pairs):
 )
 def test_cost_in_guide_images(method, pairs, options, guide_images):
     module, seen = method(**options), []
-    module.guide.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
+    module.classifier.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
     module.loss_terms(pairs(6), generator(0))
     assert sum(seen) == guide_images

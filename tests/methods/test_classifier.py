@@ -117,9 +117,9 @@ def test_accuracies_are_of_valid_rows_and_of_the_defended_answer(trained):
     with torch.no_grad():
         right = model.eval()(1 - data.images).argmax(1) == data.labels
     expected = torch.cat([right[:5], right[16:21]]).float().mean().item()
-    assert model.results["test/attacked_accuracy"] == pytest.approx(expected)
-    assert model.results["test/defended_accuracy"] == pytest.approx(expected)
-    assert model.results["test/clean_accuracy"] == 1.0
+    assert model.numbers["test/attacked_accuracy"] == pytest.approx(expected)
+    assert model.numbers["test/defended_accuracy"] == pytest.approx(expected)
+    assert model.numbers["test/clean_accuracy"] == 1.0
     assert run.callback_metrics["test/attacked_accuracy"] == pytest.approx(expected)
 
 

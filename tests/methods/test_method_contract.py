@@ -101,7 +101,7 @@ METHODS = {
         {"aug_group": 2},
         {"bn_momentum": 0.05},
         {"seed": 1},
-        {"guide": "b"},
+        {"classifier": "b"},
     ),
     "cdd_red_sample": cdd_red({"augment": ["cutmix"]}, {"aug_group": 3}, {"seed": 1}, aug_mode="sample"),
     "do": cdd_red({"depth": 4}, lambda_benign=0, lambda_adv=0, aug_mode="none"),
@@ -116,7 +116,7 @@ METHODS = {
         steps=80,
         players=("generator", "critic"),
     ),
-    "ds": cdd_red({"lambda_benign": 0.2}, {"guide": "b"}, lambda_benign=0.1, lambda_adv=0, aug_mode="none"),
+    "ds": cdd_red({"lambda_benign": 0.2}, {"classifier": "b"}, lambda_benign=0.1, lambda_adv=0, aug_mode="none"),
     **entry(ROOT / "docs" / "add_a_method.md", {"Case": Case}, "{}"),  # what people start from
 }
 CLASSES = sorted({case.method for case in METHODS.values()}, key=lambda method: method.__name__)

@@ -59,7 +59,7 @@ class Method(LightningModule):
         frozen: names of helper networks that training never changes. They stay in eval mode and out of checkpoints,
             which hold their sha256 instead.
         evaluator: what measures it; the data module hands it over (``AttackDataModule.attach``).
-        results: ``test/...`` numbers of the last test.
+        numbers: ``test/...`` numbers of the last test.
         samples: the rows of the last test, of all processes.
         examples: after a test, a few pairs of every cell with an attack on the victim, and what was said of them, on
             the CPU; see ``Examples``.
@@ -96,7 +96,7 @@ class Method(LightningModule):
         self.clip_algorithm = "norm"
         self._clip_now: float | None = None
         self.evaluator: Evaluator | None = None
-        self.results: dict[str, float] = {}
+        self.numbers: dict[str, float] = {}
         self.samples: Samples | None = None
         self.examples: list[tuple[AttackBatch, Said]] = []
         self.pictures: dict[str, Tensor] = {}
@@ -290,7 +290,7 @@ class Method(LightningModule):
 
     def on_test_start(self) -> None:
         """Forgets the last test."""
-        self.results, self.samples, self.examples, self._rows, self._kept = {}, None, [], [], {}
+        self.numbers, self.samples, self.examples, self._rows, self._kept = {}, None, [], [], {}
         self.pictures, self.pictured = {}, Samples({})
 
     def test_step(self, batch: AttackBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -309,12 +309,12 @@ class Method(LightningModule):
                 kept.join([process[cell] for process in everywhere])
         self.examples = [pairs for _, kept in sorted(self._kept.items()) for pairs in kept.pairs()]
         self.finish_test()
-        self._log(self.results)
+        self._log(self.numbers)
 
     def finish_test(self) -> None:
         """Joins the rows of the test with those that are known, and reduces them to numbers."""
         self.samples = Samples.cat([gathered(self._rows), *self.known]).sorted()
-        self.results = {f"test/{key}": value for key, value in self._numbers(self.samples).items()}
+        self.numbers = {f"test/{key}": value for key, value in self._numbers(self.samples).items()}
 
     @staticmethod
     def _numbers(rows: Samples) -> dict[str, float]:

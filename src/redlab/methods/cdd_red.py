@@ -35,7 +35,7 @@ def denoising_loss(restored: Tensor, clean: Tensor) -> Tensor:
 
 
 def prediction_alignment(logits: Tensor, label: Tensor, keep: Tensor) -> Tensor:
-    """Eq. 3, one of its two terms: cross-entropy with the guide's own class, mean over the kept rows.
+    """Eq. 3, one of its two terms: cross-entropy with the classifier's own class, mean over the kept rows.
 
     Args:
         logits: (N, K), f(x_RED) or f(x'_RED).
@@ -63,7 +63,7 @@ def keep_mask(label: Tensor, reference: Tensor, original: Tensor, rule: str) -> 
     """The set of eq. 4: which pairs enter each of the two terms of eq. 3.
 
     Args:
-        label: (2, N) int64, the guide's classes of the transformed clean and adversarial images.
+        label: (2, N) int64, the classifier's classes of the transformed clean and adversarial images.
         reference: (2, B) int64, the same before the transformation; N is a multiple of B, view after view.
         original: (N,) bool, pairs that were not transformed.
         rule: "joint": both classes unchanged; "separate": each term looks at its own image only; "all": every pair;
@@ -163,7 +163,7 @@ class CDDRED(Method):
 
     Args:
         victims: classifiers by name, images in [0, 1] -> logits.
-        guide: name of the frozen classifier f of eq. 3; None: the first victim.
+        classifier: name of the frozen classifier f of eq. 3; None: the first victim.
         optimizer: partial, see ``Method``.
         scheduler: partial, see ``Method``.
         channels: of the images.
@@ -183,14 +183,14 @@ class CDDRED(Method):
         ValueError: an option is unknown or out of range, or no loss has a weight.
     """
 
-    frozen = ("guide",)
-    guide: nn.Module
+    frozen = ("classifier",)
+    classifier: nn.Module
 
     def __init__(
         self,
         *,
         victims: Mapping[str, nn.Module],
-        guide: str | None = None,
+        classifier: str | None = None,
         optimizer: OptimizerPartial,
         scheduler: SchedulerPartial | None = None,
         channels: int = 3,
@@ -208,9 +208,9 @@ class CDDRED(Method):
     ) -> None:
         super().__init__(optimizer=optimizer, scheduler=scheduler)
         self.monitor = "val/pa_benign"
-        guide = next(iter(victims), "") if guide is None else guide
-        if guide not in victims:
-            raise ValueError(f"guide must be one of {list(victims)}, got {guide!r}")
+        classifier = next(iter(victims), "") if classifier is None else classifier
+        if classifier not in victims:
+            raise ValueError(f"classifier must be one of {list(victims)}, got {classifier!r}")
         augment = [str(name) for name in augment]  # a plain list, as checkpoints need
         if unknown := set(augment) - (known := set(AUGMENTATIONS) - {"identity"}):
             raise ValueError(f"augment must be out of {sorted(known)}, got {sorted(unknown)}")
@@ -232,7 +232,7 @@ class CDDRED(Method):
         self.augment, self.aug_mode, self.aug_group = augment, aug_mode, aug_group
         self.keep, self.seed = keep, seed
         self.denoiser = DnCNN(channels, depth, width, bn_momentum)
-        self.guide = victims[guide].requires_grad_(False).eval()
+        self.classifier = victims[classifier].requires_grad_(False).eval()
 
     def estimate(self, x: Tensor) -> Tensor:
         """(B, C, H, W) attacked -> (B, C, H, W), x_RED = D(x), not clamped."""
@@ -271,13 +271,13 @@ class CDDRED(Method):
             reference = self._predict(pairs) if self.aug_mode == "sample" else label[:, : len(batch)]
             keep = keep_mask(label, reference, original, self.keep)
             if self.lambda_benign:
-                terms[1] = prediction_alignment(self.guide(restored), label[0], keep[0])
+                terms[1] = prediction_alignment(self.classifier(restored), label[0], keep[0])
             if self.lambda_adv:
-                terms[2] = prediction_alignment(self.guide(adv - restored + clean), label[1], keep[1])
+                terms[2] = prediction_alignment(self.classifier(adv - restored + clean), label[1], keep[1])
         return terms[0], terms[1], terms[2]
 
     @torch.no_grad()
     def _predict(self, pairs: Tensor) -> Tensor:
-        """(2, N, C, H, W) -> (2, N) int64, the guide's classes."""
-        logits: Tensor = self.guide(pairs.flatten(0, 1))
+        """(2, N, C, H, W) -> (2, N) int64, the classifier's classes."""
+        logits: Tensor = self.classifier(pairs.flatten(0, 1))
         return logits.argmax(1).view(2, -1)

@@ -216,11 +216,11 @@ def check_fields(cfg: DictConfig, trained: bool) -> None:
                 f"method.helpers.{name}={helper} is not one of the victims: {', '.join(cfg.victims)}; choose one of "
                 f"them, or give it a network of its own with +victim@method.helpers.{name}=..."
             )
-    guide = cfg.method.get("guide")
-    if guide is not None and guide not in cfg.victims and not trained:
+    classifier = cfg.method.get("classifier")
+    if classifier is not None and classifier not in cfg.victims and not trained:
         raise ConfigError(
-            f"method.guide={guide} is not one of the victims: {', '.join(cfg.victims)}; choose one of them, or add it "
-            "with victim=[...]."
+            f"method.classifier={classifier} is not one of the victims: {', '.join(cfg.victims)}; choose one of them, "
+            "or add it with victim=[...]."
         )
     for name, component in (cfg.mix.get("components") or {}).items():
         if isinstance(names := component.get("victims"), str):

@@ -125,7 +125,7 @@ def finalise(cfg: DictConfig, *, trained: bool = False) -> DictConfig:
 
     Args:
         cfg: as composed.
-        trained: the method comes out of a checkpoint with its guide, which need not be among the victims any more.
+        trained: the method comes out of a checkpoint with its classifier, which need not be among the victims any more.
 
     Raises:
         ConfigError: a value is missing or has the wrong type, or an argument does not exist.

@@ -62,7 +62,7 @@ def run_test(cfg: DictConfig, trainer: L.Trainer, method: Method, data: AttackDa
             method.on_test_start()
             method.finish_test()
             for logger in trainer.loggers:
-                logger.log_metrics(method.results)
+                logger.log_metrics(method.numbers)
     finally:
         data.skip, method.known = frozenset(), []
     for _, examples, pictures, pictured in known.values():

@@ -209,9 +209,9 @@ def opened(run: Path, overrides: Sequence[str], allow: Sequence[str] = ()) -> Op
     others = [str(name) for name in cfg.victims if name not in own]
     console.print(f"Victims of the run itself: {', '.join(own) or 'none'}. Others: {', '.join(others) or 'none'}.")
     all_own = not others and list(cfg.victims) == list(trained.victims)
-    guides = None if all_own or not needs_victims(cfg) else build_victims(trained, record["victims"])
-    method, data = build(cfg, own, trained=trained_with(trained, record, guides), data=images)
-    check_hashes(record["victims"], guides or data.victims)
+    frozen = None if all_own or not needs_victims(cfg) else build_victims(trained, record["victims"])
+    method, data = build(cfg, own, trained=trained_with(trained, record, frozen), data=images)
+    check_hashes(record["victims"], frozen or data.victims)
     load_weights(method, path, checkpoint)
     return Opened(cfg, method, data, path)
 
@@ -291,7 +291,7 @@ def _finish(
     started: float,
     loggers: list[Logger],
 ) -> dict[str, float]:
-    metrics = dict(method.results)
+    metrics = dict(method.numbers)
     if trainer.is_global_zero:
         (out / "config.yaml").write_text(OmegaConf.to_yaml(cfg))
         rows = method.samples or Samples({})
