@@ -286,8 +286,8 @@ def test_wandb_runs_do_not_merge(tiny, no_report, tmp_path, monkeypatch, mode):
         (["mix.components.pgd.attack.eps=8"], "pgd.attack.eps=8 has no effect, since pgd.params.eps draws it"),
         (["mix.components.pgd.params.eps.uniform=[4,8]"], "did you mean 4/255?"),
         (
-            ["mix=redrl", "mix.components.patch.params.size.choice=[4,64]"],
-            "patch.params.size must be finite and in [1, 32]",
+            ["mix=redrl", "mix.components.patch.settings=[{eps: 4/255, size: 4}, {eps: 4/255, size: 64}]"],
+            "64",
         ),
         (["mix.components.pgd.target=10"], "pgd.target=10 does not exist: there are 10 classes"),
         (["mix=gred", "mix.components.deepfool_u.target=random"], "DeepFool is untargeted"),

@@ -258,6 +258,31 @@ class Identifier(Protocol):
         ...
 
 
+def is_oracle(defence: object) -> bool:
+    """Whether a defence must be shown the clean images: a bound on what can be told, no defence, and nobody attacks it.
+
+    Its attribute ``oracle`` says so, and its ``attack_logits(x, clean)`` takes them.
+    """
+    return bool(getattr(defence, "oracle", False))
+
+
+def attackable(defence: object) -> bool:
+    """Whether an attacker may know of a defence: it can do something, and is no oracle."""
+    return bool(capabilities(defence)) and not is_oracle(defence)
+
+
+def attack_logits(identifier: Any, x: Tensor, clean: Tensor | None) -> Tensor:
+    """(B, A) what an identifier says of images; an oracle is shown the clean ones, too.
+
+    Args:
+        identifier: an ``Identifier`` or an oracle.
+        x: (B, C, H, W) in [0, 1].
+        clean: (B, C, H, W) in [0, 1], where they are known.
+    """
+    said: Tensor = identifier.attack_logits(x, clean) if is_oracle(identifier) else identifier.attack_logits(x)
+    return said
+
+
 @runtime_checkable
 class Labeler(Protocol):
     """Gives the defended answer itself: a robust or randomised classifier, or a whole pipeline with one at its end."""

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from redlab.batch import CLEAN, KNOWLEDGE, AttackBatch, capabilities, estimate
+from redlab.batch import CLEAN, KNOWLEDGE, AttackBatch, attack_logits, capabilities, estimate
 from redlab.metrics import Samples, cosine, logit_distance, pixel_distance, prediction_alignment, psnr
 
 
@@ -42,7 +42,7 @@ class Answers(NamedTuple):
     class_logits: Tensor | None = None
 
 
-def answers(defence: Any, x: Tensor) -> Answers:
+def answers(defence: Any, x: Tensor, clean: Tensor | None = None) -> Answers:
     """Asks a defence all that it can be asked.
 
     An identifier that is no detector counts as one: its score is the log odds of all attacks together against "clean".
@@ -50,6 +50,7 @@ def answers(defence: Any, x: Tensor) -> Answers:
     Args:
         defence: anything with one of the capabilities of ``redlab.batch``.
         x: (B, C, H, W) in [0, 1].
+        clean: (B, C, H, W), the clean images, which an oracle alone is shown.
 
     Raises:
         ValueError: it has no capability, or its verdict is none of its scores.
@@ -59,7 +60,7 @@ def answers(defence: Any, x: Tensor) -> Answers:
         raise ValueError(f"{type(defence).__name__} has none of the capabilities: nothing of it can be evaluated")
     scores, verdict, logits = None, None, None
     if "identifier" in can:
-        logits = defence.attack_logits(x).float()
+        logits = attack_logits(defence, x, clean).float()
         scores, verdict = {"attacked": logits[:, 1:].logsumexp(1) - logits[:, CLEAN]}, "attacked"
     if "detector" in can:
         found, verdict = defence.adversarial_scores(x), defence.verdict
@@ -116,7 +117,7 @@ class Evaluator:
             ValueError: see ``answers``; or one of them is NaN.
         """
         with torch.no_grad():
-            said = answers(defence, batch.adv)
+            said = answers(defence, batch.adv, batch.clean)
             _check_numbers(defence, said)
             shared, parts, places = self._shared(defence, batch, said), [], []
             with torch.autocast(batch.adv.device.type, enabled=False):  # full precision, whatever the training

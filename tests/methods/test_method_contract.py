@@ -15,8 +15,8 @@ from standins import Adversarial, Detector, Identifier, Labeler
 from torch import nn
 
 from printed import ROOT, entry
-from redlab.batch import CLEAN
-from redlab.methods import CDDRED, Classifier
+from redlab.batch import CLEAN, is_oracle
+from redlab.methods import CDDRED, REDRL, Classifier
 from redlab.methods.base import Method
 from redlab.victims import ImageClassifier, state_hash
 
@@ -60,8 +60,11 @@ class Case:
         torch.manual_seed(0)
         sizes = {"channels": 1, "num_classes": CLASSES_OF_THE_DATA, "image_size": 8}
         backbone = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, CLASSES_OF_THE_DATA))
-        offers = {"victims": victims, "helpers": {}, "attack_names": ATTACK_NAMES, **sizes}
+        offers = {"victims": victims, "attack_names": ATTACK_NAMES, **sizes}
         offers["network"] = ImageClassifier(backbone, num_classes=CLASSES_OF_THE_DATA)
+        features = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(144, CLASSES_OF_THE_DATA))
+        helper = ImageClassifier(features, num_classes=CLASSES_OF_THE_DATA, feature_layer="1")
+        offers["helpers"] = {"features": helper}
         return {name: value for name, value in offers.items() if name in inspect.signature(self.method).parameters}
 
     def build(self, victims, lr=1e-3, **options):
@@ -83,6 +86,27 @@ def cdd_red(*changes, **options):
         start=lambda method: method.denoiser.net[-1].weight.normal_(std=0.05),  # not the identity
     )
 
+
+def redrl(*changes, **options):
+    small = {"channels": 1, "width": 8, "blocks": 1, "recogniser_width": 4, "stem": "cifar"}
+    restores = options.get("input", "redrl") == "redrl"
+    overfit = {"lr": 3e-3, "width": 16, "blocks": 2} if restores else {"lr": 1e-2}
+
+    def start(method):  # inside [0, 1], where the clamp lets a gradient through
+        if method.input == "redrl":
+            method.reconstructor.last.bias.fill_(0.5)
+
+    return Case(
+        method=REDRL,
+        options={**small, **options},
+        changes=changes,
+        overfit=overfit,
+        steps=150 if restores else 40,
+        start=start,
+    )
+
+
+NO_RECONSTRUCTOR = {"lambda_pixel": 0, "lambda_feature": 0, "lambda_class": 0}
 
 METHODS = {
     "cdd_red": cdd_red(
@@ -116,6 +140,23 @@ METHODS = {
         steps=80,
         players=("generator", "critic"),
     ),
+    "redrl": redrl(
+        {"width": 6},
+        {"blocks": 2},
+        {"inner_skip": False},
+        {"global_skip": True},
+        {"recogniser_width": 6},
+        {"stem": "imagenet"},
+        {"lambda_pixel": 0.02},
+        {"lambda_feature": 0.2},
+        {"lambda_class": 0.5},
+        {"rescale": False},
+        {"label_smoothing": 0.2},
+        {"classifier": "b"},
+        {"input": "image", **NO_RECONSTRUCTOR},
+    ),
+    "redrl_image": redrl({"recogniser_width": 6}, input="image", **NO_RECONSTRUCTOR),
+    "redrl_delta": redrl({"recogniser_width": 6}, input="delta", **NO_RECONSTRUCTOR),
     "ds": cdd_red({"lambda_benign": 0.2}, {"classifier": "b"}, lambda_benign=0.1, lambda_adv=0, aug_mode="none"),
     **entry(ROOT / "docs" / "add_a_method.md", {"Case": Case}, "{}"),  # what people start from
 }
@@ -157,16 +198,18 @@ def images(n=3):
     return torch.rand(n, 1, 8, 8, generator=torch.Generator().manual_seed(5))
 
 
-def outputs(module, x):
+def outputs(module, x, clean=None):
     """All that a method says of images, by name; of a restorer what it returns, and what that was before a clamp."""
+    if is_oracle(module):
+        return {"attack_logits": module.attack_logits(x, x.detach() / 2 if clean is None else clean)}
     said = module.predict_step(x, 0)
-    return said | ({"estimate": module.estimate(x)} if hasattr(module, "estimate") else {})
+    return said | ({"estimate": module.estimate(x)} if "restored" in said and hasattr(module, "estimate") else {})
 
 
 def learnt(module, batch):
     """What a method has learnt of some pairs, in the measure of each of its capabilities; all that it ought to have."""
     with torch.no_grad():
-        said = outputs(module.eval(), batch.adv)
+        said = outputs(module.eval(), batch.adv, batch.clean)
     attacked, found = batch.attack != CLEAN, {}
     if "restored" in said:
         untouched = float((batch.adv - batch.clean).abs().mean())

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor, nn
 
-from redlab.batch import AttackBatch, ImageSource, RawBatch, capabilities
+from redlab.batch import AttackBatch, ImageSource, RawBatch, attackable
 from redlab.crafting import AttackMix, Cell
 from redlab.crafting.bank import Bank
 from redlab.data.banking import test_part, train_part
@@ -171,11 +171,11 @@ class AttackDataModule(LightningDataModule):
 
     @property
     def test_cells(self) -> list[Cell]:
-        """What the test loaders measure, in their order; the adaptive cells if there is a defence that can anything.
+        """What the test loaders measure, in their order; the adaptive cells if there is a defence that can be attacked.
 
         Attacks named in ``skip`` are left out.
         """
-        adaptive = self.defence is not None and bool(capabilities(self.defence))
+        adaptive = self.defence is not None and attackable(self.defence)
         cells = self.mix.cells(self.victims, adaptive=adaptive)
         return [cell for cell in cells if self.mix.attack_names[cell.attack] not in self.skip]
 

@@ -3,5 +3,6 @@
 from redlab.methods.base import Method, NotFiniteError
 from redlab.methods.cdd_red import CDDRED
 from redlab.methods.classifier import Classifier
+from redlab.methods.redrl import REDRL
 
-__all__ = ["CDDRED", "Classifier", "Method", "NotFiniteError"]
+__all__ = ["CDDRED", "REDRL", "Classifier", "Method", "NotFiniteError"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Self, cast
+from typing import Any, Self, cast
 
 import torch
 import torch.distributed as dist
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from redlab.batch import AttackBatch, Restorer, able, attacked_images, capabilities, estimate
+from redlab.batch import AttackBatch, Restorer, able, attack_logits, attacked_images, capabilities, estimate
 from redlab.evaluation import Evaluator, gathered, probed
 from redlab.methods.examples import Examples, Said
 from redlab.metrics import Samples, numbers
@@ -74,7 +74,7 @@ class Method(LightningModule):
             players by name, a player that is not named keeps its rate. ``ReduceLROnPlateau`` watches ``monitor``.
     """
 
-    frozen: ClassVar[tuple[str, ...]] = ()
+    frozen: Sequence[str] = ()
     run: Any = None
 
     def __init__(
@@ -136,7 +136,7 @@ class Method(LightningModule):
         """
         if not self.players and self.automatic_optimization:
             make, schedule = cast(OptimizerPartial, self.optimizer_partial), self.scheduler_partial
-            optimizer = make([p for p in self.parameters() if p.requires_grad])
+            optimizer = make(self.parameter_groups([p for p in self.parameters() if p.requires_grad]))
             if schedule is None:
                 return optimizer
             config: Any = {"scheduler": cast(SchedulerPartial, schedule)(optimizer), "monitor": self.monitor}
@@ -155,12 +155,16 @@ class Method(LightningModule):
             if shared := [owner[key] for key in mine if key in owner]:
                 raise ValueError(f"the players {shared[0]!r} and {player!r} share parameters")
             owner |= dict.fromkeys(mine, player)
-            optimizers.append(partials[player](list(mine.values())))
+            optimizers.append(partials[player](self.parameter_groups(list(mine.values()))))
             if (make_schedule := schedulers.get(player)) is not None:
                 schedules.append(make_schedule(optimizers[-1]))
         if idle := [name for name, p in self.named_parameters() if p.requires_grad and id(p) not in owner]:
             raise ValueError(f"no player trains {idle[0]} ({len(idle)} such in all)")
         return optimizers, schedules
+
+    def parameter_groups(self, parameters: Sequence[nn.Parameter]) -> Iterable[Any]:
+        """What an optimiser is made of: the parameters, or groups of them with options of their own."""
+        return parameters
 
     def play(self, player: str, loss: Tensor, clip: float | None = None) -> None:
         """One step of a player against a loss; the others gather no gradient from it.
@@ -344,7 +348,7 @@ class Method(LightningModule):
         if "detector" in can:
             said |= {f"score_{name}": score for name, score in method.adversarial_scores(x).items()}
         if "identifier" in can:
-            said["attack_logits"] = method.attack_logits(x)
+            said["attack_logits"] = attack_logits(self, x, said.get("clean"))
         if "labeler" in can:
             said["class_logits"] = method.class_logits(x)
         return said

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from redlab.attacks.feature import FeatureAttack
-from redlab.batch import CLEAN, capabilities
+from redlab.batch import CLEAN, attackable, capabilities
 from redlab.crafting import AttackMix
 from redlab.data import AttackDataModule
 from redlab.evaluation import answers
@@ -109,7 +109,7 @@ def _rehearse(
         method = _trained_method(cfg, trained, victims, helpers, names)
     attempt(cfg, "mix", lambda c: _fits(make_mix(c), method, victims))
     epochs = f", {cfg.trainer.max_epochs} epochs of {_limits(cfg, mix, data)} steps" if trained is None and data else ""
-    cells = mix.cells(victims, adaptive=bool(capabilities(method)))
+    cells = mix.cells(victims, adaptive=attackable(method))
     sizes = {part: len(rows) for part, rows in data.indices.items()} if data else {}
     plan = {
         "method": f"{cfg.choices.method}{epochs}",
