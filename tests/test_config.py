@@ -36,7 +36,7 @@ COMPOSED = {
     "image_folder": ["data=image_folder", "data.root=nowhere", "data.num_classes=7", "method=do"],
     "gred": ["data=cifar10", "mix=gred"],
     "redrl": ["data=cifar10", "method=redrl", "mix=redrl"],
-    "redrl_delta": ["data=mnist", "method=redrl_delta", "mix=redrl_32"],
+    "redrl_32": ["data=mnist", "method=redrl_delta", "mix=redrl_32"],
     "digits_redrl": ["method=redrl", "mix=redrl_8"],
     "digits_redrl_delta": ["method=redrl_delta", "mix=redrl_8"],
     "digits_redrl_image": ["method=redrl_image", "mix=redrl_8"],

@@ -1,17 +1,14 @@
 """Metrics: measures per image, the rows that hold them, and reductions of rows."""
 
 from redlab.metrics.functional import cosine, logit_distance, pixel_distance, prediction_alignment, psnr
-from redlab.metrics.reductions import (
-    auroc,
+from redlab.metrics.identification import (
     calibration_error,
-    cell_mean,
     confusion,
-    numbers,
-    roc,
-    score_names,
-    tpr_at_fpr,
-    worst,
+    identified_per_attack,
+    identified_total,
+    unknown_auroc,
 )
+from redlab.metrics.reductions import auroc, cell_mean, numbers, roc, score_names, tpr_at_fpr, worst
 from redlab.metrics.samples import Samples
 
 __all__ = [
@@ -21,6 +18,8 @@ __all__ = [
     "cell_mean",
     "confusion",
     "cosine",
+    "identified_per_attack",
+    "identified_total",
     "logit_distance",
     "numbers",
     "pixel_distance",
@@ -29,5 +28,6 @@ __all__ = [
     "roc",
     "score_names",
     "tpr_at_fpr",
+    "unknown_auroc",
     "worst",
 ]

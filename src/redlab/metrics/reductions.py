@@ -6,11 +6,9 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.classification import (
-    binary_roc,
-    multiclass_calibration_error,
-)
+from torchmetrics.functional.classification import binary_roc
 
+from redlab.metrics.identification import answered, calibration, unknown_auroc
 from redlab.metrics.samples import CELL, Samples
 
 MEANS = {
@@ -106,49 +104,6 @@ def _true_rate(curve: tuple[Tensor, Tensor] | None, fpr: float) -> float:
     return torch.nan if curve is None else float(curve[1][curve[0].float() <= fpr].max())
 
 
-def confusion(rows: Samples) -> tuple[Tensor, tuple[str, ...], tuple[str, ...]]:
-    """How often which attack was taken for which: (R, A) counts, names of the R attacks, names of the A answers.
-
-    The attacks are those that occur in the rows. One that the identifier was not trained on has a row and no column.
-
-    Raises:
-        ValueError: the rows are not those of an identifier.
-    """
-    said, attack = rows["said"], rows["attack"]
-    answers, known = rows.names["said"], rows.names["attack"]
-    counts = torch.bincount(attack * len(answers) + said, minlength=len(known) * len(answers)).view(len(known), -1)
-    return counts[[known.index(name) for name in rows.attacks]], rows.attacks, answers
-
-
-def calibration_error(rows: Samples, bins: int = 15) -> float:
-    """Expected calibration error of an identifier over the attacks that it knows (Guo et al. 2017); NaN without any.
-
-    Raises:
-        ValueError: the rows are not those of an identifier.
-    """
-    return _calibration(*_identified(rows), bins)
-
-
-def _identified(rows: Samples) -> tuple[Tensor, Tensor]:
-    """(N, A) probabilities of the answers of an identifier, and the place of the true one, -1 where it is none."""
-    if "said" not in rows:
-        raise ValueError(f"the rows are not those of an identifier: there is no 'said' in {', '.join(rows.columns)}")
-    answers = rows.names["said"]
-    places = torch.tensor([answers.index(name) if name in answers else -1 for name in rows.names["attack"]])
-    return torch.stack([rows[f"p_{name}"] for name in answers], dim=1), places[rows["attack"]]
-
-
-def _calibration(probabilities: Tensor, truth: Tensor, bins: int = 15) -> float:
-    known = truth >= 0
-    if not bool(known.any()):
-        return torch.nan
-    return float(
-        multiclass_calibration_error(
-            probabilities[known], truth[known], probabilities.shape[1], n_bins=bins, validate_args=False
-        )
-    )
-
-
 def worst(rows: Samples, column: str = "right") -> Samples:
     """One row per judge and image: the least value of a column over all attacks, settings, victims and knowledge.
 
@@ -172,8 +127,9 @@ def numbers(rows: Samples) -> dict[str, float]:
     ``<measure>`` is over all attacked rows of attackers who know the victim only, ``<measure>/<attack>`` and
     ``<measure>/<attack>/<victim>`` over some of them (``<measure>`` is over the rows that are not attacked where there
     are no such attackers); ``clean_accuracy`` is over the clean rows where there are any; ``adaptive_<measure>...`` is
-    over those of attackers who know the defence; ``count...`` says how many rows; ``worst_accuracy`` is the share of
-    images on which the defence is right whatever the attacker does. What no row has is not there.
+    over those of attackers who know the defence; ``count...`` says how many rows; ``unknown_auroc`` is of an
+    identifier that is tested with attacks that it does not know; ``worst_accuracy`` is the share of images on which the
+    defence is right whatever the attacker does. What no row has is not there.
 
     >>> names = {"attack": ("clean", "fgsm"), "knowledge": ("victim", "defence"), "victim": ("net",)}
     >>> columns = {"attack": [0, 1, 1], "knowledge": [0, 0, 1], "victim": [0, 0, 0], "attacked": [0, 1, 1]}
@@ -197,6 +153,8 @@ def numbers(rows: Samples) -> dict[str, float]:
                 out |= {f"{head}{measure}{tail}": value for tail, value in zip(tails, values, strict=True)}
         if "right_clean" in mine and len(mine.clean):
             out[f"{head}clean_accuracy"] = mine.clean.mean("right_clean")
+    if "said" in rows:
+        out["unknown_auroc"] = unknown_auroc(rows.where(knowledge="victim"))
     if "right" in rows and "judge" in rows:
         least = worst(rows)
         out["worst_accuracy"] = least.mean("right")
@@ -221,8 +179,8 @@ def _measures(rows: Samples, groups: Tensor, many: int, clean: Samples) -> Itera
         yield f"auroc{tail}", [_area(curve) for curve in curves]
         yield f"tpr_at_fpr1{tail}", [_true_rate(curve, 0.01) for curve in curves]
     if "said" in rows:
-        probabilities, truth = _identified(rows)
-        yield "calibration_error", [_calibration(probabilities[mine], truth[mine]) for mine in members]
+        probabilities, truth = answered(rows)
+        yield "calibration_error", [calibration(probabilities[mine], truth[mine]) for mine in members]
 
 
 def _beside(rows: Samples, mine: Tensor, clean: Samples, column: str) -> tuple[Tensor, Tensor] | None:

@@ -10,7 +10,17 @@ from typing import NamedTuple
 
 import torch
 
-from redlab.metrics import Samples, auroc, calibration_error, cell_mean, confusion, score_names, tpr_at_fpr, worst
+from redlab.metrics import (
+    Samples,
+    auroc,
+    calibration_error,
+    cell_mean,
+    confusion,
+    score_names,
+    tpr_at_fpr,
+    unknown_auroc,
+    worst,
+)
 from redlab.metrics.reductions import CELL_MEANS
 from redlab.report.tables import Table, number, percent
 
@@ -210,4 +220,6 @@ def _identification(rows: Samples) -> Table | None:
     notes = [f"Expected calibration error {number(calibration_error(rows))}."]
     if bool(rows["identified"].isnan().any()):
         notes.append("unseen: the identifier was not trained on this attack; means leave it out.")
+        if (found := unknown_auroc(rows.where(knowledge="victim"))) == found:
+            notes.append(f"Its own doubt finds images of unseen attacks with an AUROC of {number(found)}.")
     return _by_line(rows, "Identification", {"identified": identified, "most often taken for": taken_for}, tuple(notes))

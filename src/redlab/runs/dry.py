@@ -284,7 +284,7 @@ def _method(
         restored = _answer(method, restorer.restore, image)
         if restored.shape != image.shape:
             raise ValueError(f"restore must keep the shape {tuple(image.shape)} of images, got {tuple(restored.shape)}")
-    _answer(method, lambda x: answers(method, x), image)
+    _answer(method, lambda x: answers(method, x, x), image)
     watched = cfg.data.val_size > 0 and cfg.trainer.limit_val_batches != 0
     _try_schedules(method.configure_optimizers(), cfg.trainer.max_epochs, watched=watched)
     return method
