@@ -11,7 +11,8 @@ from conftest import make_pairs, make_victim
 from redlab.batch import attackable, capabilities
 from redlab.evaluation import answers
 from redlab.methods import REDRL
-from redlab.methods.redrl import Recogniser, Reconstructor, feature_loss, reconstruction_loss, residual, warm_up
+from redlab.methods.redrl import Recogniser, Reconstructor, feature_loss, reconstruction_loss, residual
+from redlab.methods.schedules import warm_up
 from redlab.victims import ImageClassifier
 from reference import redrl as reference
 

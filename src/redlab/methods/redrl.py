@@ -19,8 +19,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 from torchvision.models.resnet import BasicBlock
 
 from redlab.batch import AttackBatch
@@ -189,42 +187,6 @@ def _stage(before: int, width: int, stride: int) -> nn.Sequential:
     if stride != 1 or before != width:
         down = nn.Sequential(nn.Conv2d(before, width, 1, stride, bias=False), nn.BatchNorm2d(width))
     return nn.Sequential(BasicBlock(before, width, stride, down), BasicBlock(width, width))
-
-
-# ---- schedule -----------------------------------------------------------------------------------------------------
-
-
-def warm_up(
-    optimizer: Optimizer,
-    *,
-    epochs: int = 10,
-    start: float = 0.01,
-    milestones: Sequence[int] = (40, 70, 90),
-    gamma: float = 0.1,
-) -> LambdaLR:
-    """The learning rate of the authors' code: a linear start, then steps; one epoch early, as their loop counts.
-
-    In epoch e = 0, 1, ... the rate is ``start + (1 - start) (e + 1) / epochs`` of the base rate until ``epochs`` are
-    over, and ``gamma ** k`` of it after k of the milestones, of which each acts in the epoch before it.
-
-    Args:
-        optimizer: its learning rate is the base rate.
-        epochs: of the start; 0 for none.
-        start: share of the base rate that it starts from, in epoch -1.
-        milestones: epochs.
-        gamma: factor of each of them.
-
-    Raises:
-        ValueError: ``epochs`` is negative.
-    """
-    if epochs < 0:
-        raise ValueError(f"scheduler.epochs must be at least 0, got {epochs}")
-
-    def factor(epoch: int) -> float:
-        rising = start + (1 - start) * (epoch + 1) / epochs if epoch + 1 < epochs else 1.0
-        return rising * math.prod(gamma for milestone in milestones if epoch + 1 >= milestone)
-
-    return LambdaLR(optimizer, factor)
 
 
 # ---- the method ---------------------------------------------------------------------------------------------------

@@ -1,36 +1,19 @@
-"""Probes: what an evaluation can look at besides its own measures. Each adds columns and pictures to a batch's rows."""
+"""Where a victim looks."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from redlab.batch import AttackBatch, estimate
+from redlab.batch import AttackBatch
 from redlab.evaluation import Answers
-from redlab.metrics import logit_distance, pixel_distance, prediction_alignment
+from redlab.probes.probe import restored as restored_of
 from redlab.victims import ImageClassifier
-
-
-class Probe(Protocol):
-    """Looks at a batch. Implementations are frozen keyword-only dataclasses, so that an identity can hold them."""
-
-    def __call__(
-        self, method: Any, victims: Mapping[str, nn.Module], batch: AttackBatch, said: Answers
-    ) -> Mapping[str, Tensor]:
-        """Columns (N,) and pictures (N, C, H, W) in [0, 1], by name; row i is about image i of the batch.
-
-        Args:
-            method: the defence.
-            victims: by name, in the order of the batch's ids.
-            batch: N images.
-            said: what the defence said of them.
-        """
-        ...
 
 
 def gradcam(victim: ImageClassifier, x: Tensor, classes: Tensor, layer: str | None = None) -> Tensor:
@@ -126,7 +109,7 @@ class Attribution:
         Raises:
             ValueError: the defence restores nothing, or a victim has no feature layer.
         """
-        restored = _restored(said)
+        restored = restored_of(said)
         images = {"clean": batch.clean, "adv": batch.adv, "restored": restored}
         images["readded"] = batch.adv - restored + batch.clean
         maps = {f"cam_{image}_{c}": torch.zeros_like(batch.clean[:, :1]) for image in images for c in ("y", "y'")}
@@ -152,85 +135,3 @@ class Attribution:
             most = torch.cat([*mine.values()], dim=1).amax((1, 2, 3)).clamp(min=1e-12)[:, None, None, None]
             pictures |= {key: m / most for key, m in mine.items()}
         return columns | pictures
-
-
-@dataclass(frozen=True, kw_only=True)
-class Transfer:
-    """Whether a perturbation that was crafted on one victim changes what each victim says (CDD-RED, Table A9).
-
-    Columns ``changed_<victim>``, 1 where F(x') is not F(x), and for a restorer ``changed_red_<victim>``, 1 where
-    F(x + (x' - x_RED)) is not; both whether or not the victim was right on x.
-    """
-
-    def __call__(
-        self, method: Any, victims: Mapping[str, nn.Module], batch: AttackBatch, said: Answers
-    ) -> Mapping[str, Tensor]:
-        """See ``Probe``."""
-        images = {"changed": batch.adv}
-        if said.restored is not None:
-            images["changed_red"] = batch.adv - said.restored + batch.clean
-        columns: dict[str, Tensor] = {}
-        with torch.no_grad(), torch.autocast(batch.adv.device.type, enabled=False):
-            for name, victim in victims.items():
-                truth = victim(batch.clean).argmax(1)
-                columns |= {f"{k}_{name}": (victim(x).argmax(1) != truth).double() for k, x in images.items()}
-        return columns
-
-
-@dataclass(frozen=True, kw_only=True)
-class PartialPerturbation:
-    """What a share p of the perturbation does, and its estimate by a restorer D (CDD-RED, Fig. 7). Needs a restorer.
-
-    With x'^p = x + p (x' - x) and its estimate x'^p_RED = x'^p - D(x'^p) + x, judged by the attacked victim, columns
-    ``<what>_<p>`` for the estimate and ``true_<what>_<p>`` for x'^p itself: ``accuracy``, 1 where it is said to be what
-    x is; ``success``, 1 where it is said to be what x' is; ``logit_d`` and ``pixel_d``, its distances to x.
-
-    Attributes:
-        shares: the values of p, each in [0, 1].
-    """
-
-    shares: Sequence[float] = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
-
-    def __post_init__(self) -> None:
-        if not self.shares or not all(0 <= p <= 1 for p in self.shares):
-            raise ValueError(f"shares must be in [0, 1], got {self.shares}")
-
-    def __call__(
-        self, method: Any, victims: Mapping[str, nn.Module], batch: AttackBatch, said: Answers
-    ) -> Mapping[str, Tensor]:
-        """See ``Probe``.
-
-        Raises:
-            ValueError: the defence restores nothing.
-        """
-        _restored(said)
-        columns: dict[str, Tensor] = {}
-        with torch.no_grad(), torch.autocast(batch.adv.device.type, enabled=False):
-            clean, adv = (_of_victims(victims, batch, images) for images in (batch.clean, batch.adv))
-            for p in self.shares:
-                true = batch.clean + p * (batch.adv - batch.clean)
-                red = true - estimate(method, true).float() + batch.clean
-                for head, images in (("", red), ("true_", true)):
-                    logits = _of_victims(victims, batch, images)
-                    columns |= {
-                        f"{head}accuracy_{p:g}": prediction_alignment(logits, clean),
-                        f"{head}success_{p:g}": prediction_alignment(logits, adv),
-                        f"{head}logit_d_{p:g}": logit_distance(logits, clean),
-                        f"{head}pixel_d_{p:g}": pixel_distance(images, batch.clean),
-                    }
-        return columns
-
-
-def _of_victims(victims: Mapping[str, nn.Module], batch: AttackBatch, images: Tensor) -> Tensor:
-    """(N, K) logits of N images, each of the victim that its row attacks."""
-    parts = {n: victim(images[batch.victim == n]) for n, victim in enumerate(victims.values()) if n in batch.victim}
-    logits = torch.zeros(len(images), next(iter(parts.values())).shape[1], device=images.device)
-    for number, part in parts.items():
-        logits[batch.victim == number] = part.float()
-    return logits
-
-
-def _restored(said: Answers) -> Tensor:
-    if said.restored is None:
-        raise ValueError("this probe looks at restored images, and the defence is no restorer")
-    return said.restored

@@ -1,0 +1,7 @@
+"""Probes: what an evaluation can look at besides its own measures. Each adds columns and pictures to a batch's rows."""
+
+from redlab.probes.attribution import Attribution, gradcam, overlap
+from redlab.probes.perturbation import PartialPerturbation, Transfer
+from redlab.probes.probe import Probe
+
+__all__ = ["Attribution", "PartialPerturbation", "Probe", "Transfer", "gradcam", "overlap"]

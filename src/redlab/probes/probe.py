@@ -1,0 +1,39 @@
+"""What a probe is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from redlab.batch import AttackBatch
+from redlab.evaluation import Answers
+
+
+class Probe(Protocol):
+    """Looks at a batch. Implementations are frozen keyword-only dataclasses, so that an identity can hold them."""
+
+    def __call__(
+        self, method: Any, victims: Mapping[str, nn.Module], batch: AttackBatch, said: Answers
+    ) -> Mapping[str, Tensor]:
+        """Columns (N,) and pictures (N, C, H, W) in [0, 1], by name; row i is about image i of the batch.
+
+        Args:
+            method: the defence.
+            victims: by name, in the order of the batch's ids.
+            batch: N images.
+            said: what the defence said of them.
+        """
+        ...
+
+
+def restored(said: Answers) -> Tensor:
+    """What a restorer said.
+
+    Raises:
+        ValueError: the defence is none.
+    """
+    if said.restored is None:
+        raise ValueError("this probe looks at restored images, and the defence is no restorer")
+    return said.restored
