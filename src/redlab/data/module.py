@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor, nn
 
-from redlab.batch import AttackBatch, ImageSource, RawBatch, attackable
+from redlab.batch import AttackBatch, ImageSource, Key, RawBatch, attackable
 from redlab.crafting import AttackMix, Cell
 from redlab.crafting.bank import Bank
 from redlab.data.banking import test_part, train_part
@@ -158,6 +158,8 @@ class AttackDataModule(LightningDataModule):
             keep_images: of so many images in each cell the probe's pictures are kept.
         """
         self.defence = method
+        if ready := getattr(probe, "ready", None):
+            probe = ready(self.victims, self.clean_images)
         told = {attack: self.mix.setting_names(attack) for attack in range(len(self.mix.attack_names))}
         settings = {attack: names for attack, names in told.items() if names}
         method.evaluator = Evaluator(
@@ -168,6 +170,13 @@ class AttackDataModule(LightningDataModule):
             probe=probe,
             keep_images=keep_images,
         )
+
+    def clean_images(self, many: int) -> tuple[Tensor, Tensor]:
+        """The first of the validation images (B, C, H, W) in [0, 1], and their labels (B,), on the victims' device."""
+        self.setup_data()
+        raw = self.splits.train.__getitems__([Key(int(i), 0, True) for i in self.indices["val"][:many]])
+        images = raw.image.float() / 255 if raw.image.dtype == torch.uint8 else raw.image.float()
+        return images.to(self.device), raw.label.to(self.device)
 
     @property
     def test_cells(self) -> list[Cell]:

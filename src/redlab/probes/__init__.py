@@ -3,5 +3,16 @@
 from redlab.probes.attribution import Attribution, gradcam, overlap
 from redlab.probes.perturbation import PartialPerturbation, Transfer
 from redlab.probes.probe import Probe
+from redlab.probes.saliency import Saliency, filter_saliency, input_saliency
 
-__all__ = ["Attribution", "PartialPerturbation", "Probe", "Transfer", "gradcam", "overlap"]
+__all__ = [
+    "Attribution",
+    "PartialPerturbation",
+    "Probe",
+    "Saliency",
+    "Transfer",
+    "filter_saliency",
+    "gradcam",
+    "input_saliency",
+    "overlap",
+]

@@ -12,7 +12,11 @@ from redlab.evaluation import Answers
 
 
 class Probe(Protocol):
-    """Looks at a batch. Implementations are frozen keyword-only dataclasses, so that an identity can hold them."""
+    """Looks at a batch. Implementations are frozen keyword-only dataclasses, so that an identity can hold them.
+
+    One that must see clean images first has ``ready(victims, clean)``, which returns the probe to call; ``clean(n)``
+    gives n validation images (B, C, H, W) in [0, 1] and their labels (B,).
+    """
 
     def __call__(
         self, method: Any, victims: Mapping[str, nn.Module], batch: AttackBatch, said: Answers

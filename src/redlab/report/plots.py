@@ -131,6 +131,34 @@ def heat(
     return figure
 
 
+def profiles(panels: Mapping[str, Tensor], *, layers: Sequence[int] = (), title: str = "") -> Figure:
+    """Curves over the filters of a network, one panel after the other, each with its own y axis.
+
+    Args:
+        panels: title of the panel -> (K,) values.
+        layers: number of filters of each layer, whose ends are marked; none by default.
+        title: line above the figure.
+
+    Raises:
+        ValueError: there is nothing to draw.
+    """
+    if not panels:
+        raise ValueError("a figure of profiles needs a curve, got none")
+    figure, all_axes = panels_in_a_row(len(panels), width=2.3 * len(panels) + 0.6, height=2.4)
+    for axes, (name, values) in zip(all_axes, panels.items(), strict=True):
+        axes.plot(range(len(values)), values.numpy(), color=SERIES[0], lw=0.8)
+        axes.fill_between(range(len(values)), 0, values.numpy(), color=SERIES[0], alpha=0.25, lw=0)
+        for end in itertools.accumulate(layers[:-1]):
+            axes.axvline(end - 0.5, color=RULE, lw=0.6, zorder=0)
+        axes.set_ylim(bottom=min(0.0, float(values.min())))
+        axes.margins(x=0)
+        axes.set_title(name, size=8.5, color=INK, loc="left")
+        axes.set_xlabel("filter")
+    all_axes[0].set_ylabel("saliency")
+    _title(figure, title)
+    return figure
+
+
 def roc_figure(curves: Mapping[str, tuple[Tensor, Tensor]], *, title: str = "") -> Figure:
     """ROC curves with the area under each in the legend.
 
