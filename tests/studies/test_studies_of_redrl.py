@@ -5,8 +5,10 @@ from collections.abc import Mapping
 import pytest
 import torch
 from made_up_redrl import EPS, answered, failing, is_only, one, rows, verdicts, with_eps
+from omegaconf import OmegaConf
 
 from redlab.metrics import Samples
+from redlab.runs.config import conf_dir
 from redlab.studies import Seen, paper_table
 from redlab.studies.redrl.accuracy import by_eps, eps_of
 from redlab.studies.redrl.recognition import (
@@ -290,3 +292,11 @@ def test_table5_cls_pools_attacked_images() -> None:
     assert of.table([seen])["Clean", "A"].mean == pytest.approx(90)
     assert failing(of, seen) == set()
     assert len(failing(of, seen | {"B": scenario(0.76)})) == 1
+
+
+def test_a_folder_of_images_goes_by_a_name_of_its_own_on_a_card() -> None:
+    """A number measured on a part or a copy of a data set must not be printed as one of the data set itself."""
+    found = OmegaConf.to_container(OmegaConf.load(conf_dir() / "study" / "redrl.yaml").scales)
+    names = {scale: [w.split("=")[1] for w in words if w.startswith("data.name=")] for scale, words in found.items()}
+    assert names == {"smoke": [], "small": [], "small_cifar": ["cifar10_first4000"], "paper": ["cifar10_64"]}
+    assert [scale for scale, words in found.items() if "data=image_folder" in words] == ["small_cifar", "paper"]
