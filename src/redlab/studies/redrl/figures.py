@@ -6,14 +6,13 @@ import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from redlab.batch import AttackBatch
-from redlab.evaluation import Answers
 from redlab.metrics import Samples, cosine
 from redlab.probes import Saliency
 from redlab.report.pictures import residual, residual_limit
@@ -23,6 +22,9 @@ from redlab.studies.redrl.accuracy import RUN_OF_VICTIMS, by_eps, network
 from redlab.studies.redrl.recognition import ALL, CLASSES, GLOBAL, RESIDUAL, RUNS, told
 from redlab.studies.study import Evaluation, Seen, Study
 from redlab.studies.table import Address, Table
+
+if TYPE_CHECKING:
+    from redlab.evaluation import Answers
 
 # Nothing is claimed of attackers who know the defence where one of these is looked at.
 DIAGNOSIS = ("mix.adaptive={}", "mix.diagnosis=true")
