@@ -83,13 +83,10 @@ def test_every_run_composes_at_every_scale(paper: str, scale: str) -> None:
 
 
 def test_what_an_evaluation_changes_can_be_changed_in_a_finished_run() -> None:
-    done = set()
-    for study in find("*"):
-        paper = study.id.split("/")[0]
-        smallest = next(iter(scales(paper).values()))
-        for evaluation in study.evaluations.values():
-            method = study.runs[evaluation.run][0]
-            if evaluation.overrides and (method, tuple(evaluation.overrides)) not in done:
-                done.add((method, tuple(evaluation.overrides)))
+    for paper in (path.stem for path in PAPERS):
+        smallest, *_ = scales(paper).values()
+        asked = [(study, evaluation) for study in find(f"{paper}/*") for evaluation in study.evaluations.values()]
+        for changes, (study, evaluation) in {tuple(each[1].overrides): each for each in asked}.items():
+            if changes:
                 stored = finalise(composed(tuple(study.overrides(evaluation.run, smallest))))
-                override_stored(OmegaConf.to_container(stored), evaluation.overrides)
+                override_stored(OmegaConf.to_container(stored), changes)
