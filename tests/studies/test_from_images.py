@@ -62,7 +62,7 @@ EPS = [{"eps": eps / 255} for eps in (4, 8, 16)]
 REDRL = {
     "clean": Component(attack=None),
     "pgd": Component(attack=PGD(steps=2), settings=EPS),
-    "deepfool": Component(attack=DeepFool(steps=5)),
+    "deepfool": Component(attack=DeepFool(steps=5, overshoot=1000.0)),
     "cw_l2": Component(attack=CarliniWagnerL2(c=100.0, steps=10, binary_search_steps=1)),
     "cw_linf": Component(attack=CarliniWagnerLinf(steps=10), settings=EPS),
     "patch": Component(attack=Patch(size=8, step_size=0.1, steps=2), settings=[{"eps": 8 / 255}, {"eps": 0.5}]),

@@ -38,7 +38,7 @@ class Perturbations:
     """What the perturbation, and its estimate, look like.
 
     Columns ``changed``, the share of the pixels that the attack changed by more than half a grey level, and ``extent``,
-    the share of the image inside the least box around them, both 0 where there are none; of a restorer also
+    the share of the image inside the least box around them, NaN where there are none; of a restorer also
     ``content``, the cosine of the residual x' - x_RED and the clean image, both without their mean and by its absolute
     value. Pictures ``clean`` and ``adv``, of a restorer also ``restored``.
     """
@@ -50,7 +50,7 @@ class Perturbations:
         moved = ((batch.adv - batch.clean).abs() > 0.5 / 255).any(1)
         found = {
             "changed": moved.double().mean((1, 2)),
-            "extent": _reach(moved.any(1)) * _reach(moved.any(2)),
+            "extent": _reach(moved.any(1)) * _reach(moved.any(2)) / moved.any((1, 2)),  # 0 / 0 is NaN
             "clean": batch.clean,
             "adv": batch.adv,
         }
