@@ -6,7 +6,7 @@ from collections.abc import Callable
 from fnmatch import fnmatchcase
 
 from redlab.spelling import nearest
-from redlab.studies import cdd_red
+from redlab.studies import cdd_red, redrl
 from redlab.studies.card import Card, Trained, card_figure, card_markdown, card_tables, draw
 from redlab.studies.numbers import Claim, Number
 from redlab.studies.paper_numbers import PaperTable, paper_table
@@ -35,7 +35,7 @@ __all__ = [
 
 STUDIES: dict[str, Callable[[], Study]] = {
     f"{paper.__name__.rpartition('.')[2]}/{name}": study
-    for paper in (cdd_red,)
+    for paper in (cdd_red, redrl)
     for name, study in paper.STUDIES.items()
 }
 """``<paper>/<table>`` -> the study."""
