@@ -102,12 +102,14 @@ def look(paper: str, mix: str, evaluation: Evaluation) -> Seen:
         first, second = next(iter(nets.values()))(x).topk(2).values.T
         x = x[(first - second).argsort()[:8]]
         label = next(iter(nets.values()))(x).argmax(1)
+    ready = getattr(evaluation.probe, "ready", None)
+    probe = ready(nets, lambda many: (x[:many], label[:many])) if ready else evaluation.probe
     for cell in crafted.cells(nets):
         plan = crafted.plan(index, index, stage="test", epoch=0, victim_names=nets, cell=cell)
         batch = crafted.craft(nets, x, label, plan, valid=index != 7, defence=method)
         rows, said = evaluator(method, batch)
-        if evaluation.probe is not None:
-            rows, of = probed(rows, batch, evaluation.probe(method, nets, batch, said))
+        if probe is not None:
+            rows, of = probed(rows, batch, probe(method, nets, batch, said))
             pictures.append(of)
         parts.append(rows)
     shown = {name: torch.cat([of[name] for of in pictures]) for name in (pictures or [{}])[0]}
