@@ -195,11 +195,10 @@ def comparison(
         spreads = [spread / 2 for _, spread in values.values()]
         for panel, (which, numbers) in enumerate(drawn):
             colours = [COLUMNS[i % len(COLUMNS)] for i in range(len(numbers))]
-            bars = which.bar(range(len(numbers)), list(numbers.values()), 0.7, color=colours, alpha=1 - 0.4 * panel)
-            if panel == 0 and any(spreads):
-                which.errorbar(
-                    range(len(numbers)), list(numbers.values()), yerr=spreads, fmt="none", ecolor=INK, lw=1, capsize=2
-                )
+            # labels then stand above the error bars
+            error = spreads if panel == 0 and any(spreads) else None
+            style: dict[str, Any] = {"alpha": 1 - 0.4 * panel, "color": colours, "ecolor": INK, "capsize": 2}
+            bars = which.bar(range(len(numbers)), list(numbers.values()), 0.7, yerr=error, error_kw={"lw": 1}, **style)
             which.bar_label(bars, [f"{v:#.3g}".rstrip(".") for v in numbers.values()], size=7, color=INK, padding=2)
             which.set_xticks(range(len(numbers)), list(numbers), size=7)
             which.margins(y=0.16)

@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from redlab.report.canvas import DPI, INK, MUTED, RULE, SERIES, to_uint8
+from redlab.report.canvas import COLUMNS, DPI, INK, MUTED, RULE, to_uint8
 from redlab.report.canvas import panels as panels_in_a_row
 
 MARKERS, DASHES = "osD^vPX*", ("-", "--", "-.", ":")
@@ -65,7 +65,7 @@ def curve(
             at = [float(x) for x in points] if numeric else list(range(len(points)))
             means = np.array([n.mean for n in points.values()])
             half = np.array([n.spread for n in points.values()]) / 2
-            style: dict[str, Any] = {"color": SERIES[place % len(SERIES)], "ls": DASHES[place % len(DASHES)]}
+            style: dict[str, Any] = {"color": COLUMNS[place % len(COLUMNS)], "ls": DASHES[place % len(DASHES)]}
             if line in truth:
                 style = {"color": INK, "ls": ":"}
             axes.plot(at, means, marker=MARKERS[place % len(MARKERS)], ms=4, lw=1.6, label=line, **style)
@@ -146,8 +146,8 @@ def profiles(panels: Mapping[str, Tensor], *, layers: Sequence[int] = (), title:
         raise ValueError("a figure of profiles needs a curve, got none")
     figure, all_axes = panels_in_a_row(len(panels), width=2.3 * len(panels) + 0.6, height=2.4)
     for axes, (name, values) in zip(all_axes, panels.items(), strict=True):
-        axes.plot(range(len(values)), values.numpy(), color=SERIES[0], lw=0.8)
-        axes.fill_between(range(len(values)), 0, values.numpy(), color=SERIES[0], alpha=0.25, lw=0)
+        axes.plot(range(len(values)), values.numpy(), color=COLUMNS[0], lw=0.8)
+        axes.fill_between(range(len(values)), 0, values.numpy(), color=COLUMNS[0], alpha=0.25, lw=0)
         for end in itertools.accumulate(layers[:-1]):
             axes.axvline(end - 0.5, color=RULE, lw=0.6, zorder=0)
         axes.set_ylim(bottom=min(0.0, float(values.min())))
@@ -176,7 +176,7 @@ def roc_figure(curves: Mapping[str, tuple[Tensor, Tensor]], *, title: str = "") 
     for place, (name, (false, true)) in enumerate(curves.items()):
         x, y = false.double().numpy(), true.double().numpy()
         area = float(((x[1:] - x[:-1]) * (y[1:] + y[:-1]) / 2).sum())
-        style: dict[str, Any] = {"color": SERIES[place % len(SERIES)], "ls": DASHES[place % len(DASHES)]}
+        style: dict[str, Any] = {"color": COLUMNS[place % len(COLUMNS)], "ls": DASHES[place % len(DASHES)]}
         axes.plot(x, y, lw=1.6, label=f"{name} (area {area:.3f})", **style)
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
     axes.set_xlabel("false alarm rate")
@@ -207,7 +207,7 @@ def scatter(
     for place, (name, (x, y)) in enumerate(points.items()):
         axes.errorbar(
             x.mean, y.mean, xerr=x.spread / 2 or None, yerr=y.spread / 2 or None, fmt=MARKERS[place % len(MARKERS)],
-            ms=6, color=SERIES[place % len(SERIES)], ecolor=MUTED, elinewidth=1,
+            ms=6, color=COLUMNS[place % len(COLUMNS)], ecolor=MUTED, elinewidth=1,
         )  # fmt: skip
         axes.annotate(name, (x.mean, y.mean), (6, 4), textcoords="offset points", size=7.5, color=INK)
     axes.margins(x=0.18, y=0.14)
