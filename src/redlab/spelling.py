@@ -21,6 +21,17 @@ def nearest(name: object, known: Iterable[str], n: int = 1, cutoff: float = 0.6)
     return get_close_matches(str(name), list(known), n=n, cutoff=cutoff)
 
 
+def listed(names: Iterable[str], at_most: int = 20) -> str:
+    """Names for a sentence: all of them, or the first and how many more.
+
+    >>> listed(["a", "b", "c"], at_most=2)
+    'a, b and 1 more'
+    """
+    names = list(names)
+    more = len(names) - at_most
+    return ", ".join(names) if more <= 0 else f"{', '.join(names[:at_most])} and {more} more"
+
+
 def suggest(name: object, known: Iterable[str]) -> str:
     """The nearest known name as a question to end a sentence with, or nothing.
 

@@ -31,7 +31,7 @@ from redlab.runs.check import (
     unknown_key,
 )
 from redlab.runs.folders import fresh
-from redlab.spelling import nearest, suggest
+from redlab.spelling import listed, nearest, suggest
 
 # `${fresh:name}` in conf/train.yaml: a folder that no other job has, the same one wherever a config is asked again
 OmegaConf.register_new_resolver("fresh", fresh, use_cache=True, replace=True)
@@ -104,10 +104,10 @@ def check_words(words: Sequence[str]) -> None:
         if value in ("null", ""):
             known = _options(group)
             instead = f"{group}=none" if "none" in known else f"~{group}" if group in _OPTIONAL else None
-            advice = f"{instead} leaves it out" if instead else f"it must be one of {', '.join(known)}"
+            advice = f"{instead} leaves it out" if instead else f"it must be one of {listed(known)}"
             raise ConfigError(f"{word}: a group takes the name of an option, not null; {advice}.")
         if value == "[]":
-            raise ConfigError(f"{word} is empty: give at least one of {', '.join(_options(group))}.")
+            raise ConfigError(f"{word} is empty: give at least one of {listed(_options(group))}.")
         try:
             names = OverridesParser.create().parse_override(word).value() if group in _LISTS else None
         except HydraException:
@@ -329,7 +329,7 @@ def _no_option(group: str, name: str) -> str:
             package = f"hydra-{plugin}-{group.split('/')[1]}"
             return f"{group}={name} comes with a plugin that is not installed: pip install {package}"
     known = _options(group) or ([] if "/" not in group else ["basic"])
-    return f"{group}={name}: no such option.{suggest(name, known)} Options: {', '.join(known)}."
+    return f"{group}={name}: no such option.{suggest(name, known)} Options: {listed(known)}."
 
 
 def _composed_for(overrides: Sequence[str]) -> DictConfig:
