@@ -254,7 +254,7 @@ def test_no_hyperparameter_is_left_out(method):
 @pytest.mark.parametrize(
     "case",  # of the cases of one class, two are enough for every day
     [
-        pytest.param(c, id=n, marks=pytest.mark.slow if n in ("cdd_red_sample", "ds") else ())
+        pytest.param(c, id=n, marks=pytest.mark.slow if n in ("cdd_red_sample", "ds", "redrl_image") else ())
         for n, c in METHODS.items()
     ],
 )

@@ -11,10 +11,11 @@ from torch import Tensor
 from redlab.batch import AttackBatch
 from redlab.evaluation import Answers
 from redlab.metrics import Samples
+from redlab.probes import Perturbations
 from redlab.studies import Seen
 from redlab.studies.redrl import figures
 from redlab.studies.redrl.beyond import OPEN
-from redlab.studies.redrl.figures import Perturbations, fooling
+from redlab.studies.redrl.figures import fooling
 from redlab.studies.redrl.recognition import ALL, CLASSES, DELTA, IMAGE, RESIDUAL
 
 GLOBAL = ("pgd", "deepfool", "cw_l2", "cw_linf")

@@ -1,13 +1,14 @@
 """Probes: what an evaluation can look at besides its own measures. Each adds columns and pictures to a batch's rows."""
 
 from redlab.probes.attribution import Attribution, gradcam, overlap
-from redlab.probes.perturbation import PartialPerturbation, Transfer
+from redlab.probes.perturbation import PartialPerturbation, Perturbations, Transfer
 from redlab.probes.probe import Probe
 from redlab.probes.saliency import Saliency, filter_saliency, input_saliency
 
 __all__ = [
     "Attribution",
     "PartialPerturbation",
+    "Perturbations",
     "Probe",
     "Saliency",
     "Transfer",

@@ -1,4 +1,4 @@
-"""What a perturbation does on other networks, and what a share of it does."""
+"""What a perturbation looks like, what it does on other networks, and what a share of it does."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from redlab.batch import AttackBatch, estimate
 from redlab.evaluation import Answers
-from redlab.metrics import logit_distance, pixel_distance, prediction_alignment
+from redlab.metrics import cosine, logit_distance, pixel_distance, prediction_alignment
 from redlab.probes.probe import restored
 
 
@@ -80,6 +80,44 @@ class PartialPerturbation:
                         f"{head}pixel_d_{p:g}": pixel_distance(images, batch.clean),
                     }
         return columns
+
+
+@dataclass(frozen=True, kw_only=True)
+class Perturbations:
+    """What the perturbation, and its estimate, look like.
+
+    Columns ``changed``, the share of the pixels that the attack changed by more than half a grey level, and ``extent``,
+    the share of the image inside the least box around them, NaN where there are none; of a restorer also
+    ``content``, the cosine of the residual x' - x_RED and the clean image, both without their mean and by its absolute
+    value. Pictures ``clean`` and ``adv``, of a restorer also ``restored``.
+    """
+
+    def __call__(
+        self, method: Any, victims: Mapping[str, nn.Module], batch: AttackBatch, said: Answers
+    ) -> Mapping[str, Tensor]:
+        """See ``Probe``."""
+        moved = ((batch.adv - batch.clean).abs() > 0.5 / 255).any(1)
+        found = {
+            "changed": moved.double().mean((1, 2)),
+            "extent": _reach(moved.any(1)) * _reach(moved.any(2)) / moved.any((1, 2)),  # 0 / 0 is NaN
+            "clean": batch.clean,
+            "adv": batch.adv,
+        }
+        if said.restored is not None:
+            left = batch.adv - said.restored
+            found["content"] = cosine(_centred(left), _centred(batch.clean)).abs()
+            found["restored"] = said.restored.clamp(0, 1)
+        return found
+
+
+def _reach(moved: Tensor) -> Tensor:
+    """(B,) share of a side between the first and the last of (B, S) places that moved."""
+    before, after = moved.long().cummax(1).values, moved.flip(1).long().cummax(1).values.flip(1)
+    return (before * after).double().mean(1)
+
+
+def _centred(images: Tensor) -> Tensor:
+    return images - images.mean((1, 2, 3), keepdim=True)
 
 
 def _of_victims(victims: Mapping[str, nn.Module], batch: AttackBatch, images: Tensor) -> Tensor:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor, nn
+from torch import Tensor
 
-from redlab.batch import AttackBatch
 from redlab.metrics import Samples, cosine
-from redlab.probes import Saliency
+from redlab.probes import Perturbations, Saliency
 from redlab.report.pictures import residual, residual_limit
 from redlab.report.plots import image_grid, profiles
 from redlab.studies.numbers import Claim, Number, average, every, most, rank_correlation, span
@@ -24,47 +22,13 @@ from redlab.studies.study import Evaluation, Seen, Study
 from redlab.studies.table import Address, Table
 
 if TYPE_CHECKING:
-    from redlab.evaluation import Answers
+    pass
 
 # Nothing is claimed of attackers who know the defence where one of these is looked at.
 DIAGNOSIS = ("mix.adaptive={}", "mix.diagnosis=true")
 QUARTERS = (1, 2, 3, 4)
 LATE = ("PGD", "CW-L2", "Patch")
 """The attacks that the paper sees on the last layers."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Perturbations:
-    """What the perturbation, and its estimate, look like.
-
-    Columns ``changed``, the share of the pixels that the attack changed by more than half a grey level, and ``extent``,
-    the share of the image inside the least box around them, NaN where there are none; of a restorer also
-    ``content``, the cosine of the residual x' - x_RED and the clean image, both without their mean and by its absolute
-    value. Pictures ``clean`` and ``adv``, of a restorer also ``restored``.
-    """
-
-    def __call__(
-        self, method: Any, victims: Mapping[str, nn.Module], batch: AttackBatch, said: Answers
-    ) -> Mapping[str, Tensor]:
-        """See ``redlab.probes.Probe``."""
-        moved = ((batch.adv - batch.clean).abs() > 0.5 / 255).any(1)
-        found = {
-            "changed": moved.double().mean((1, 2)),
-            "extent": _reach(moved.any(1)) * _reach(moved.any(2)) / moved.any((1, 2)),  # 0 / 0 is NaN
-            "clean": batch.clean,
-            "adv": batch.adv,
-        }
-        if said.restored is not None:
-            left = batch.adv - said.restored
-            found["content"] = cosine(_centred(left), _centred(batch.clean)).abs()
-            found["restored"] = said.restored.clamp(0, 1)
-        return found
-
-
-def _reach(moved: Tensor) -> Tensor:
-    """(B,) share of a side between the first and the last of (B, S) places that moved."""
-    before, after = moved.long().cummax(1).values, moved.flip(1).long().cummax(1).values.flip(1)
-    return (before * after).double().mean(1)
 
 
 def _centred(images: Tensor) -> Tensor:
