@@ -82,6 +82,7 @@ def test_every_run_composes_at_every_scale(paper: str, scale: str) -> None:
         finalise(composed(tuple(merge_overrides(scales(paper)[scale], own, GIVEN[paper].get(scale, []), ["seed=3"]))))
 
 
+@pytest.mark.slow
 def test_what_an_evaluation_changes_can_be_changed_in_a_finished_run() -> None:
     for paper in (path.stem for path in PAPERS):
         smallest, *_ = scales(paper).values()
