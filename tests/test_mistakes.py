@@ -439,6 +439,13 @@ def test_a_dry_run_says_what_would_be_run(call):
         assert words in out
 
 
+def test_a_dry_run_knows_that_an_oracle_is_attacked_by_nobody(call):
+    for method, cells in (("redrl_image", 15), ("redrl_delta", 14)):
+        code, out, err = call(cli.main, "train", f"method={method}", "mix=redrl_digits", "--dry-run")
+        assert (code, err) == (0, "")
+        assert f"{cells} cells of attack and victim" in out
+
+
 @pytest.mark.slow  # composes three jobs
 def test_a_dry_run_of_a_sweep_checks_every_job(call):
     code, out, err = call(cli.train, "method.depth=3,0,4", "-m", "--dry-run")

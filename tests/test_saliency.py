@@ -216,9 +216,8 @@ def test_wrong_numbers_are_refused() -> None:
 
 
 def test_profiles_are_drawn_each_on_its_own_scale() -> None:
-    figure = profiles({"clean": torch.rand(7), "pgd": 50 * torch.rand(7)}, layers=[4, 3], title="net")
+    figure = profiles({"clean": torch.rand(7), "pgd": 50 * torch.rand(7)}, title="net")
     clean, pgd = figure.axes
     assert clean.get_ylim()[1] < 2 < pgd.get_ylim()[1]
-    assert [line.get_xdata()[0] for line in clean.lines[1:]] == [3.5]
     with pytest.raises(ValueError, match="needs a curve"):
         profiles({})

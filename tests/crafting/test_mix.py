@@ -16,7 +16,20 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from redlab.attacks import DDN, FAB, FGSM, PGD, RFGSM, Boundary, CarliniWagnerL2, DeepFool, LocalSearch, SampleRng
+from redlab.attacks import (
+    DDN,
+    FAB,
+    FGSM,
+    PGD,
+    RFGSM,
+    Boundary,
+    CarliniWagnerL2,
+    CarliniWagnerLinf,
+    DeepFool,
+    LocalSearch,
+    Patch,
+    SampleRng,
+)
 from redlab.attacks.wrappers import Defended
 from redlab.batch import AttackBatch
 from redlab.crafting import AttackMix, Cell, Component, Plan
@@ -791,3 +804,27 @@ def test_settings_and_adaptive_attackers_from_words() -> None:
     }
     for name, budget in budgets.items():
         assert load(name).adaptive["aware_pgd"].attack.eps == pytest.approx(budget / 255)  # type: ignore[union-attr]
+
+
+def test_the_mix_of_redrl_is_its_table_2() -> None:
+    """The settings of Tables 2 and 6; each of six classes and, within one, each setting is dealt equally often."""
+    mix, eps = load("redrl"), [{"eps": e / 255} for e in (4, 8, 16)]
+    assert (mix.deal, mix.quantize, mix.rounding, mix.only_fooled) == ("stratified", 8, "nearest", False)
+    assert {name: component.attack for name, component in mix.components.items()} == {
+        "clean": None,
+        "pgd": PGD(step_size=0.01, steps=100),
+        "deepfool": DeepFool(norm="l2", steps=50, overshoot=0.02, top_k=None),
+        "cw_l2": CarliniWagnerL2(lr=0.01, steps=1000, binary_search_steps=1, confidence=0.0),
+        "cw_linf": CarliniWagnerLinf(lr=0.005, steps=100, c=5, confidence=0.0),
+        "patch": Patch(step_size=0.01, steps=100),
+    }
+    pairs = [{**e, "size": size} for e in eps for size in (4, 8, 16)]
+    wanted = {"pgd": eps, "cw_linf": eps, "cw_l2": [{"c": 100}, {"c": 1000}], "patch": pairs}
+    assert {name: list(c.settings) for name, c in mix.components.items() if c.settings} == wanted
+    halved = [{**pair, "size": pair["size"] // 2} for pair in pairs]
+    assert list(load("redrl_32").components["patch"].settings) == halved
+    plan = make(mix, torch.arange(9000))
+    assert all(abs(n - 1500) < 15 for n in torch.bincount(plan.attack).tolist())
+    for name, settings in wanted.items():
+        dealt = torch.bincount(plan.setting[plan.attack == mix.names.index(name)], minlength=len(settings))
+        assert all(abs(n * len(settings) / 1500 - 1) < 0.3 for n in dealt.tolist()), name

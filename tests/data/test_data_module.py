@@ -471,3 +471,45 @@ def test_shipped_configs_build(path, tmp_path):
     pixels = data.splits.train.images / 255
     assert abs(float(pixels.mean()) - config.mean[0]) < 1e-3
     assert abs(float(pixels.std()) - config.std[0]) < 1e-3
+
+
+def test_an_oracle_is_attacked_by_nobody():
+    """It is shown the clean image, which no attacker can follow; any other identifier is."""
+
+    class Identifier(nn.Module):
+        attack_names = ("clean", "fgsm", "pgd")
+
+        def __init__(self, oracle):
+            super().__init__()
+            self.oracle = oracle
+
+        def attack_logits(self, x, clean=None):
+            return x.flatten(1)[:, :3]
+
+    known = {}
+    for oracle in (False, True):
+        data = module()
+        data.attach(Identifier(oracle))
+        known[oracle] = {cell.knowledge for cell in data.test_cells}
+    assert known == {False: {0, 1}, True: {0}}
+
+
+def test_a_probe_sees_clean_validation_images_first():
+    """Not those of the test, and never more than there are."""
+    seen = []
+
+    class Probe:
+        def ready(self, victims, clean):
+            seen.append((list(victims), *clean(4), *clean(100)))
+            return "ready"
+
+    data, method = module(val_size=6), Recorder()
+    data.attach(method, probe=Probe())
+    assert method.evaluator.probe == "ready"
+    ((names, x, label, more, _),) = seen
+    assert names == ["a", "b"]
+    places = data.indices["val"]
+    whole = splits().train.images[places].float() / 255
+    assert torch.equal(x, whole[:4])
+    assert torch.equal(more, whole)
+    assert torch.equal(label, splits().train.labels[places][:4])

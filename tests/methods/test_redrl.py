@@ -9,7 +9,7 @@ from torchvision.models import resnet18
 
 from conftest import make_pairs, make_victim
 from redlab.batch import attackable, capabilities
-from redlab.evaluation import answers
+from redlab.evaluation import Evaluator, answers
 from redlab.methods import REDRL
 from redlab.methods.redrl import Recogniser, Reconstructor, feature_loss, reconstruction_loss, residual
 from redlab.methods.schedules import warm_up
@@ -226,8 +226,7 @@ def test_what_the_recogniser_sees():
     for name in ("redrl", "image", "delta"):
         method = redrl(input=name).eval()
         method.recogniser.register_forward_pre_hook(lambda _, args, name=name: seen.__setitem__(name, args[0]))
-        with torch.no_grad():
-            answers(method, batch.adv, batch.clean)
+        Evaluator(victims={"a": make_victim(0), "b": make_victim(1)}, attack_names=ATTACKS)(method, batch)
     restored = redrl().eval().estimate(batch.adv)
     assert torch.equal(seen["image"], batch.adv)
     assert torch.equal(seen["delta"], torch.cat([batch.adv - batch.clean, batch.adv], 1))

@@ -22,7 +22,7 @@ def rows(attack, sure):
     columns = {"attack": attack, "attacked": attack > 0, "said": said, "identified": right}
     columns |= {"p_clean": 1 - sure, "p_pgd": sure}
     columns |= dict.fromkeys(("knowledge", "victim"), torch.zeros_like(attack))
-    return Samples(columns, {"attack": ATTACKS, "said": ANSWERS, "knowledge": ("victim",), "victim": ("a",)})
+    return Samples(columns, {"attack": ATTACKS, "said": ANSWERS, "knowledge": ("victim", "defence"), "victim": ("a",)})
 
 
 def test_shares_and_totals():
@@ -57,6 +57,8 @@ def test_doubt_finds_unknown_attacks():
     pairs = [(u > k) + 0.5 * (u == k) for u, k in itertools.product(unknown, known)]
     assert unknown_auroc(some) == pytest.approx(sum(pairs) / len(pairs), abs=1e-6)
     assert numbers(some)["unknown_auroc"] == unknown_auroc(some)
+    knows = some.with_columns(knowledge=(some["attack"] == 2).long(), p_pgd=1 - some["p_clean"])
+    assert "unknown_auroc" not in numbers(knows)  # of attackers who know the victim alone
 
 
 def test_there_must_be_both_kinds():

@@ -224,7 +224,7 @@ def test_a_profile_of_a_victim_that_is_not_there_says_so() -> None:
 def test_a_profile_is_the_mean_of_those_images_and_ends_with_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """Victims of one evaluation share the width of the pictures; what a network has not is NaN."""
     drawn: dict[str, Tensor] = {}
-    monkeypatch.setattr(figures, "profiles", lambda panels: drawn.update(panels))
+    monkeypatch.setattr(figures, "profiles", lambda panels, title: drawn.update(panels))
     of = one("fig9")
     seen = saliency()["saliency"]
     made = seen.rows.with_columns(

@@ -175,8 +175,7 @@ class AttackDataModule(LightningDataModule):
         """The first of the validation images (B, C, H, W) in [0, 1], and their labels (B,), on the victims' device."""
         self.setup_data()
         raw = self.splits.train.__getitems__([Key(int(i), 0, True) for i in self.indices["val"][:many]])
-        images = raw.image.float() / 255 if raw.image.dtype == torch.uint8 else raw.image.float()
-        return images.to(self.device), raw.label.to(self.device)
+        return _floats(raw.image).to(self.device), raw.label.to(self.device)
 
     @property
     def test_cells(self) -> list[Cell]:
@@ -326,7 +325,7 @@ class AttackDataModule(LightningDataModule):
             Clean and attacked images, float32 in [0, 1], as ordinary tensors also under inference mode. Out of ``bank``
             where it has them.
         """
-        x = raw.image.float() / 255 if raw.image.dtype == torch.uint8 else raw.image.float()
+        x = _floats(raw.image)
         if self.bank is not None and (part := self._banked(stage, epoch, cell)) in self.bank:
             return self.bank.rows(part, raw, x)
         plan = self.mix.plan(
@@ -370,3 +369,8 @@ class AttackDataModule(LightningDataModule):
             return self.craft(batch, stage="val", want_fooled=True)
         cell = self.test_cells[dataloader_idx]
         return self.craft(batch, stage="test", cell=cell, want_fooled=True)
+
+
+def _floats(images: Tensor) -> Tensor:
+    """Images as they are loaded -> float32 in [0, 1]."""
+    return images.float() / 255 if images.dtype == torch.uint8 else images.float()

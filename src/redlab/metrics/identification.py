@@ -40,11 +40,15 @@ def answered(rows: Samples) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: the rows are not those of an identifier.
     """
-    if "said" not in rows:
-        raise ValueError(f"the rows are not those of an identifier: there is no 'said' in {', '.join(rows.columns)}")
-    answers = rows.names["said"]
+    answers = _answers(rows)
     places = torch.tensor([answers.index(name) if name in answers else -1 for name in rows.names["attack"]])
     return torch.stack([rows[f"p_{name}"] for name in answers], dim=1), places[rows["attack"]]
+
+
+def _answers(rows: Samples) -> tuple[str, ...]:
+    if "said" not in rows:
+        raise ValueError(f"the rows are not those of an identifier: there is no 'said' in {', '.join(rows.columns)}")
+    return tuple(rows.names["said"])
 
 
 def calibration(probabilities: Tensor, truth: Tensor, bins: int = 15) -> float:
@@ -67,9 +71,7 @@ def identified_per_attack(rows: Samples) -> dict[str, float]:
     Raises:
         ValueError: the rows are not those of an identifier.
     """
-    known = set(rows.names["said"]) if "said" in rows else set()
-    if not known:
-        answered(rows)
+    known = _answers(rows)
     return {name: group.mean("identified") for (name,), group in rows.groups("attack") if name in known}
 
 

@@ -1,7 +1,7 @@
 """Probes: what an evaluation can look at besides its own measures. Each adds columns and pictures to a batch's rows."""
 
 from redlab.probes.attribution import Attribution, gradcam, overlap
-from redlab.probes.perturbation import PartialPerturbation, Perturbations, Transfer
+from redlab.probes.perturbation import PartialPerturbation, Perturbations, Transfer, centred
 from redlab.probes.probe import Probe
 from redlab.probes.saliency import Saliency, filter_saliency, input_saliency
 
@@ -12,6 +12,7 @@ __all__ = [
     "Probe",
     "Saliency",
     "Transfer",
+    "centred",
     "filter_saliency",
     "gradcam",
     "input_saliency",

@@ -105,7 +105,7 @@ class Perturbations:
         }
         if said.restored is not None:
             left = batch.adv - said.restored
-            found["content"] = cosine(_centred(left), _centred(batch.clean)).abs()
+            found["content"] = cosine(centred(left), centred(batch.clean)).abs()
             found["restored"] = said.restored.clamp(0, 1)
         return found
 
@@ -116,7 +116,8 @@ def _reach(moved: Tensor) -> Tensor:
     return (before * after).double().mean(1)
 
 
-def _centred(images: Tensor) -> Tensor:
+def centred(images: Tensor) -> Tensor:
+    """(B, C, H, W) less the mean of each image."""
     return images - images.mean((1, 2, 3), keepdim=True)
 
 

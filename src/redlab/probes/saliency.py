@@ -208,17 +208,17 @@ class Saliency:
         """See ``redlab.probes.Probe``."""
         many = max(values.shape[1] for values in (self.usual or {"": torch.empty(2, 1)}).values())
         names = ("saliency", *(f"saliency_q{n + 1}" for n in range(QUARTERS)), "saliency_peak")
-        columns = {name: torch.full((len(batch),), torch.nan, dtype=torch.float64) for name in names}
-        pictures = {"profile": torch.full((len(batch), 1, 1, many), torch.nan)}
+        columns = {name: batch.adv.new_full((len(batch),), torch.nan, dtype=torch.float64) for name in names}
+        pictures = {"profile": batch.adv.new_full((len(batch), 1, 1, many), torch.nan)}
         if self.maps:
             pictures["input_saliency"] = torch.zeros_like(batch.adv[:, :1])
         for number, (name, victim) in enumerate(victims.items()):
-            rows = (batch.victim == number).nonzero()[:, 0].cpu()
+            rows = (batch.victim == number).nonzero()[:, 0]
             if not len(rows):
                 continue
             x, label = batch.adv[rows], batch.label[rows]
             found, layers = filter_saliency(victim, x, label)
-            salient = self.normalised(name, found).cpu()
+            salient = self.normalised(name, found)
             for column, values in zip(names, _told(salient.double(), layers), strict=True):
                 columns[column][rows] = values
             ordered = [layer.sort(dim=1, descending=True).values for layer in torch.split(salient, layers, dim=1)]

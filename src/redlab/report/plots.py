@@ -131,12 +131,11 @@ def heat(
     return figure
 
 
-def profiles(panels: Mapping[str, Tensor], *, layers: Sequence[int] = (), title: str = "") -> Figure:
+def profiles(panels: Mapping[str, Tensor], *, title: str = "") -> Figure:
     """Curves over the filters of a network, one panel after the other, each with its own y axis.
 
     Args:
         panels: title of the panel -> (K,) values.
-        layers: number of filters of each layer, whose ends are marked; none by default.
         title: line above the figure.
 
     Raises:
@@ -148,8 +147,6 @@ def profiles(panels: Mapping[str, Tensor], *, layers: Sequence[int] = (), title:
     for axes, (name, values) in zip(all_axes, panels.items(), strict=True):
         axes.plot(range(len(values)), values.numpy(), color=COLUMNS[0], lw=0.8)
         axes.fill_between(range(len(values)), 0, values.numpy(), color=COLUMNS[0], alpha=0.25, lw=0)
-        for end in itertools.accumulate(layers[:-1]):
-            axes.axvline(end - 0.5, color=RULE, lw=0.6, zorder=0)
         axes.set_ylim(bottom=min(0.0, float(values.min())))
         axes.margins(x=0)
         axes.set_title(name, size=8.5, color=INK, loc="left")

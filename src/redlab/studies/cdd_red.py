@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from redlab.probes import Attribution, PartialPerturbation, Transfer
 from redlab.report.plots import curve, image_grid
 from redlab.studies.numbers import Claim, Number, average, every, increasing, most, span
 from redlab.studies.paper_numbers import paper_table
-from redlab.studies.study import Evaluation, Seen, Study
+from redlab.studies.study import DIAGNOSIS, Evaluation, Seen, Study, by_column
 from redlab.studies.table import Address, Table
 
 # The baselines are not augmented, whatever a scale chooses for CDD-RED.
@@ -27,8 +27,6 @@ RUNS = {
     "DS": ["method=ds", "method.aug_mode=none"],
     "CDD-RED": ["method=cdd_red"],
 }
-# Nothing is claimed of attackers who know the defence where one of these is looked at.
-DIAGNOSIS = ("mix.adaptive={}", "mix.diagnosis=true")
 OWN = {name: Evaluation(run=name) for name in RUNS}
 
 
@@ -58,15 +56,6 @@ NOTES = (
     f"≈ is read as within {NEAR:g} points; the paper gives no number for it.",
 )
 IMAGENET = "ImageNet, 28K attacked images, FGSM, PGD and CW on five classifiers"
-
-
-def by_column(of: Callable[[Samples], Mapping[str, float]]) -> Callable[[Mapping[str, Seen]], dict[Address, float]]:
-    """The numbers of a table with a column for each evaluation, from the numbers of its rows of attacked images."""
-
-    def numbers(seen: Mapping[str, Seen]) -> dict[Address, float]:
-        return {(row, name): n for name, each in seen.items() for row, n in of(each.rows.where(attacked=1)).items()}
-
-    return numbers
 
 
 def alignment(rows: Samples) -> dict[str, float]:
@@ -99,7 +88,7 @@ def table1() -> Study:
         title="DO, DS and CDD-RED on known attacks (Table 1)",
         runs=RUNS,
         evaluations=OWN,
-        numbers=by_column(_table1_rows),
+        numbers=by_column(_table1_rows, attacked=1),
         claims={
             "d: DO < CDD-RED < DS": lambda t: _between(t, D),
             "PA_benign: CDD-RED ≈ DS (within 5 points) ≫ DO (by more than 15 points)": lambda t: (
@@ -149,7 +138,7 @@ def tableA7() -> Study:
         title="The weight of prediction alignment (Table A7)",
         runs=runs,
         evaluations={name: Evaluation(run=name) for name in runs},
-        numbers=by_column(lambda rows: alignment(rows.where(knowledge="victim"))),
+        numbers=by_column(alignment, attacked=1, knowledge="victim"),
         claims={
             "d grows with lambda": lambda t: increasing(t[D, name] for name in weights),
             "PA_benign rises by more than 15 from lambda=0": lambda t: t[PA_BENIGN, zero] + 15 < t[PA_BENIGN, small],
@@ -205,7 +194,7 @@ def tableA8() -> Study:
         title="PGD with other steps and starts (Table A8)",
         runs=RUNS,
         evaluations=diagnosed(attacks={"pgd": pgd}),
-        numbers=by_column(numbers),
+        numbers=by_column(numbers, attacked=1),
         claims={
             "d: DO < CDD-RED < DS, in all four": lambda t: every(_between(t, f"{D}, {case}") for case in STEPS),
             "PA_adv: CDD-RED best, in all four": lambda t: every(_best(t, f"{PA_ADV}, {case}") for case in STEPS),
@@ -302,7 +291,7 @@ def fig5() -> Study:
         title="Where the victim looks (Fig. 5)",
         runs=RUNS,
         evaluations=diagnosed(probe=Attribution(), keep_images=1),
-        numbers=by_column(lambda rows: {t: 100 * rows.where(knowledge="victim").mean(c) for t, c in IOU.items()}),
+        numbers=by_column(lambda rows: {t: 100 * rows.mean(c) for t, c in IOU.items()}, attacked=1, knowledge="victim"),
         claims={
             "CDD-RED closest in three of four scores": lambda t: most((_best(t, score) for score in IOU), at_least=3)
         },

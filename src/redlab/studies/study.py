@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -20,6 +21,9 @@ from redlab.probes import Probe
 from redlab.studies.numbers import Claim, NoNumberError
 from redlab.studies.paper_numbers import PaperTable
 from redlab.studies.table import Address, Table
+
+DIAGNOSIS = ("mix.adaptive={}", "mix.diagnosis=true")
+"""Overrides of an evaluation in which nothing is claimed of attackers who know the defence."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +160,20 @@ class Study:
     def printed(self) -> Table:
         """The paper's own numbers, empty where it prints none."""
         return Table({}, "the paper") if self.paper is None else Table.printed(self.paper)
+
+
+def by_column(
+    of: Callable[[Samples], Mapping[str, float]], **where: Any
+) -> Callable[[Mapping[str, Seen]], dict[Address, float]]:
+    """The numbers of a table with a column for each evaluation.
+
+    Args:
+        of: rows -> row of the table -> number.
+        **where: the rows of an evaluation that count, see ``Samples.where``.
+    """
+    return lambda seen: {
+        (row, name): n for name, each in seen.items() for row, n in of(each.rows.where(**where)).items()
+    }
 
 
 def merge_overrides(*groups: Sequence[str]) -> list[str]:

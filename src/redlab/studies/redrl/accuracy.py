@@ -26,10 +26,9 @@ from redlab.studies.redrl.recognition import (
     RUNS,
     SCENARIOS,
     TINY,
-    by_column,
     told,
 )
-from redlab.studies.study import Evaluation, Seen, Study
+from redlab.studies.study import Evaluation, Seen, Study, by_column
 from redlab.studies.table import Address, Table
 
 NETWORKS = {

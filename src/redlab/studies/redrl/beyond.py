@@ -9,7 +9,6 @@ from redlab.metrics import Samples, confusion, unknown_auroc
 from redlab.report.plots import heat
 from redlab.studies.numbers import Claim, every
 from redlab.studies.redrl.accuracy import by_eps, network, rows_of
-from redlab.studies.redrl.figures import DIAGNOSIS
 from redlab.studies.redrl.recognition import (
     ALL,
     CLASSES,
@@ -21,11 +20,10 @@ from redlab.studies.redrl.recognition import (
     RESIDUAL,
     RUNS,
     TOTAL,
-    by_column,
     recognition,
     told,
 )
-from redlab.studies.study import Evaluation, Seen, Study
+from redlab.studies.study import DIAGNOSIS, Evaluation, Seen, Study, by_column
 from redlab.studies.table import Address, Table
 
 RESTORED = "G(I), attacked"

@@ -12,27 +12,21 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from redlab.metrics import Samples, cosine
-from redlab.probes import Perturbations, Saliency
+from redlab.probes import Perturbations, Saliency, centred
 from redlab.report.pictures import residual, residual_limit
 from redlab.report.plots import image_grid, profiles
 from redlab.studies.numbers import Claim, Number, average, every, most, rank_correlation, span
 from redlab.studies.redrl.accuracy import RUN_OF_VICTIMS, by_eps, network
 from redlab.studies.redrl.recognition import ALL, CLASSES, GLOBAL, RESIDUAL, RUNS, told
-from redlab.studies.study import Evaluation, Seen, Study
+from redlab.studies.study import DIAGNOSIS, Evaluation, Seen, Study
 from redlab.studies.table import Address, Table
 
 if TYPE_CHECKING:
     pass
 
-# Nothing is claimed of attackers who know the defence where one of these is looked at.
-DIAGNOSIS = ("mix.adaptive={}", "mix.diagnosis=true")
 QUARTERS = (1, 2, 3, 4)
 LATE = ("PGD", "CW-L2", "Patch")
 """The attacks that the paper sees on the last layers."""
-
-
-def _centred(images: Tensor) -> Tensor:
-    return images - images.mean((1, 2, 3), keepdim=True)
 
 
 def fig2() -> Study:
@@ -196,7 +190,8 @@ def _profiles(name: str, place: int, of: str) -> Study:
         numbered = kept.with_columns(place=torch.arange(len(kept)))
         mine = numbered.where(victim=_victim(seen["saliency"], place, name))
         panels = {c: pictures[rows["place"].long(), 0, 0] for c, rows in fooling(mine).items() if len(rows)}
-        return profiles({c: curves[:, ~curves.isnan().any(0)].mean(0) for c, curves in panels.items()})
+        shown = {c: curves[:, ~curves.isnan().any(0)].mean(0) for c, curves in panels.items()}
+        return profiles(shown, title=f"Saliency of the filters of {network(_victim(seen['saliency'], place, name))}")
 
     return Study(
         id=f"redrl/{name}",
@@ -204,7 +199,7 @@ def _profiles(name: str, place: int, of: str) -> Study:
         runs=RUN_OF_VICTIMS,
         evaluations=SALIENCY,
         numbers=numbers,
-        claims=_of_the_first if place == 0 else _of_another,
+        claims=_OF_THE_FIRST if place == 0 else _OF_ANOTHER,
         figure=figure,
         notes=(
             f"Of the victim number {place + 1} of the scale. The paper prints no number: it shows profiles, and says "
@@ -233,7 +228,7 @@ def _magnitudes_differ(t: Table) -> Claim:
     return span(found) > 0.2 * average(found)
 
 
-_of_the_first = {
+_OF_THE_FIRST = {
     "PGD, CW-L2 and Patch load more on the last layers than DeepFool": lambda t: every(
         _last(t, c) > _last(t, "DeepFool") for c in LATE
     ),
@@ -252,7 +247,7 @@ def _same_order(t: Table, c: str) -> Claim:
     return rank_correlation(*zip(*numbers, strict=True)) > 0.5
 
 
-_of_another = {
+_OF_ANOTHER = {
     "the quarters stand in the order of the first network (rank correlation above 0.5) for most attacks": lambda t: (
         most(_same_order(t, c) for c in ALL if c != "Clean")
     )
@@ -276,7 +271,7 @@ def _inputs(name: str, of: str) -> Study:
     def numbers(seen: Mapping[str, Seen]) -> dict[Address, float]:
         table: dict[Address, float] = {}
         for (a, one), (b, two) in itertools.combinations(maps(seen["saliency"]).items(), 2):
-            both = [_centred(torch.stack([of[image] for image in one if image in two])) for of in (one, two)]
+            both = [centred(torch.stack([of[image] for image in one if image in two])) for of in (one, two)]
             table[f"{a} and {b}", "correlation"] = float(cosine(*both).mean())
         return table | {(PAIRS, "correlation"): sum(table.values()) / len(table)}
 

@@ -11,7 +11,7 @@ from redlab.metrics import Samples, confusion, identified_per_attack, identified
 from redlab.report.plots import heat
 from redlab.studies.numbers import Claim, Number, every, increasing
 from redlab.studies.paper_numbers import paper_table
-from redlab.studies.study import Evaluation, Seen, Study
+from redlab.studies.study import Evaluation, Seen, Study, by_column
 from redlab.studies.table import Address, Table
 
 CLASSES = {
@@ -64,11 +64,6 @@ def recognition(rows: Samples) -> dict[str, float]:
     found = identified_per_attack(told(rows))
     classes = {text: 100 * found[name] for name, text in CLASSES.items() if name in found}
     return classes | {TOTAL: 100 * identified_total(told(rows), WEIGHTS)}
-
-
-def by_column(of: Callable[[Samples], Mapping[str, float]]) -> Callable[[Mapping[str, Seen]], dict[Address, float]]:
-    """The numbers of a table with a column for each evaluation."""
-    return lambda seen: {(row, name): n for name, each in seen.items() for row, n in of(each.rows).items()}
 
 
 def _fig1(panel: str, column: str, claims: Mapping[str, Callable[[Table], Claim]]) -> Study:
