@@ -223,7 +223,7 @@ def test_a_moved_folder_remembers_its_best(tiny, no_report, tmp_path, monkeypatc
 # ---- real processes -------------------------------------------------------------------------------------------------
 
 
-STEPS = 64  # of an epoch of 512 images
+STEPS = 32  # of an epoch of 256 images
 
 
 @pytest.fixture
@@ -252,7 +252,7 @@ def end(process):
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_a_killed_process_resumes(start, wait_for_step, tiny, no_report, tmp_path, how):
     """Wherever the signal finds it: how long the run is to be is only said when it has stopped."""
-    words = [*tiny, "data.limit_train=512", "data.limit_val=32", "data.batch_size=8"]
+    words = [*tiny, "data.limit_train=256", "data.limit_val=32", "data.batch_size=8"]
     words = [*words, "method.scheduler.step_size=1", "method.scheduler.gamma=0.5"]
     out = tmp_path / "run"
     process = start(*words, "trainer.max_epochs=1000", "+logger.csv.flush_logs_every_n_steps=1", f"hydra.run.dir={out}")

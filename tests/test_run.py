@@ -220,6 +220,7 @@ def in_a_folder(tmp_path, monkeypatch, no_report):
     return tmp_path
 
 
+@pytest.mark.slow  # trains six methods
 def test_a_study_trains_each_run_once_per_seed(in_a_folder, monkeypatch):
     done, really = [], lab.train
     monkeypatch.setattr(lab, "train", lambda cfg, out: done.append(out) or really(cfg, out))
