@@ -8,7 +8,7 @@ from made_up_redrl import EPS, answered, failing, is_only, one, rows, verdicts, 
 from omegaconf import OmegaConf
 
 from redlab.metrics import Samples
-from redlab.runs.config import conf_dir
+from redlab.runs.config import compose, conf_dir
 from redlab.studies import Seen, paper_table
 from redlab.studies.redrl.accuracy import by_eps, eps_of
 from redlab.studies.redrl.recognition import (
@@ -297,6 +297,6 @@ def test_table5_cls_pools_attacked_images() -> None:
 def test_a_folder_of_images_goes_by_a_name_of_its_own_on_a_card() -> None:
     """A number measured on a part or a copy of a data set must not be printed as one of the data set itself."""
     found = OmegaConf.to_container(OmegaConf.load(conf_dir() / "study" / "redrl.yaml").scales)
-    names = {scale: [w.split("=")[1] for w in words if w.startswith("data.name=")] for scale, words in found.items()}
-    assert names == {"smoke": [], "small": [], "small_cifar": ["cifar10_first4000"], "paper": ["cifar10_64"]}
-    assert [scale for scale, words in found.items() if "data=image_folder" in words] == ["small_cifar", "paper"]
+    names = {scale: compose([w for w in words if w.startswith("data")]).data.name for scale, words in found.items()}
+    smaller = {"smoke": "digits", "small": "fashion_mnist", "small_cifar": "cifar10_first4000"}
+    assert names == smaller | {"paper": "cifar10_64"}
