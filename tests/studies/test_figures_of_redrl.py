@@ -290,11 +290,20 @@ def recognising(**shares: float) -> Seen:
 
 def test_abl_quant_looks_at_the_row_of_clean_images() -> None:
     of = one("abl_quant")
-    assert of.runs["I_r,I_adv, nearest"] == ["method=redrl"]
-    assert of.runs["I_adv, not rounded"] == ["method=redrl_image", "mix.quantize=null", "mix.rounding=fooling"]
-    seen = {name: recognising(clean=95.0 if name.endswith("floor") else 60.0) for name in of.runs}
+    assert of.runs["I_r,I_adv, so that they fool"] == ["method=redrl"]
+    assert of.runs["I_adv, not rounded"] == ["method=redrl_image", "mix.quantize=null"]
+
+    def stored(clean: float, right: float) -> Seen:
+        rows = recognising(clean=clean).rows
+        return Seen(rows=rows.with_columns(right_attacked=torch.full((len(rows),), right).double()))
+
+    seen = {
+        name: stored(95.0 if name.endswith("floor") else 60.0, 0.9 if name.endswith("nearest") else 0.1)
+        for name in of.runs
+    }
     assert failing(of, seen) == set()
-    assert is_only(failing(of, seen | {"I_adv, floor": recognising(clean=50.0)}), "I_adv: cutting off")
+    assert is_only(failing(of, seen | {"I_adv, floor": stored(50.0, 0.1)}), "I_adv: cutting off")
+    assert is_only(failing(of, seen | {"I_adv, nearest": stored(60.0, 0.5)}), "rounding to the nearest")
 
 
 def test_abl_skip_has_accuracy_beside_recognition() -> None:

@@ -65,31 +65,42 @@ def abl_skip() -> Study:
 
 
 STORED = {
-    "nearest": [],
+    "so that they fool": [],
+    "nearest": ["mix.rounding=nearest"],
     "floor": ["mix.rounding=floor"],
-    "not rounded": ["mix.quantize=null", "mix.rounding=fooling"],
+    "not rounded": ["mix.quantize=null"],
 }
 """How attacked images are stored -> words; the authors' code cuts their decimals off."""
+LEFT = "accuracy under DeepFool"
 
 
 def abl_quant() -> Study:
-    """How much of the recognition of clean images is a trace of how the others were stored."""
+    """How much of the recognition of clean images is a trace of how the others were stored, and what it does to attacks
+    that go just over the boundary."""
     runs = {f"{seen}, {how}": [*RUNS[seen], *words] for seen in (IMAGE, RESIDUAL) for how, words in STORED.items()}
 
     def rises(t: Table, seen: str) -> Claim:
-        return t["Clean", f"{seen}, nearest"] < t["Clean", f"{seen}, floor"]
+        return t["Clean", f"{seen}, so that they fool"] < t["Clean", f"{seen}, floor"]
+
+    def numbers(rows: Samples) -> dict[str, float]:
+        return recognition(rows) | {LEFT: 100 * told(rows).where(attack="deepfool").mean("right_attacked")}
 
     return Study(
         id="redrl/abl_quant",
-        title="Attacked images stored by rounding, by cutting off, and as they are",
+        title="Attacked images stored so that they fool, by rounding, by cutting off, and as they are",
         runs=runs,
         evaluations=_own(runs),
-        numbers=by_column(recognition),
+        numbers=by_column(numbers),
         claims={
             f"{seen}: cutting off gives clean images away (their row rises)": partial(rises, seen=seen)
             for seen in (IMAGE, RESIDUAL)
+        }
+        | {
+            "rounding to the nearest value undoes DeepFool (by more than 50 points)": lambda t: (
+                t[LEFT, f"{IMAGE}, so that they fool"] + 50 < t[LEFT, f"{IMAGE}, nearest"]
+            )
         },
-        units=dict.fromkeys((*ALL, TOTAL), "%"),
+        units=dict.fromkeys((*ALL, TOTAL, LEFT), "%"),
         notes=(*NOTES, "Cutting off darkens each attacked pixel by half a grey level on average, whatever the attack."),
     )
 
