@@ -105,6 +105,18 @@ def test_grid_says_names_and_colours_predictions() -> None:
     ]
 
 
+def test_what_stands_beside_a_row_ends_before_its_pictures() -> None:
+    x = torch.rand(2, 1, 8, 8)
+    attacks = ["patch eps=24/255 size=16", "aware_pgd (adaptive)"]
+    figure = restoration_grid(x, x, x, labels=torch.tensor([0, 1]), attacks=attacks, victims=["fashion_cnn"] * 2)
+    figure_pixels(figure)
+    first = min(axes.get_window_extent().x0 for axes in figure.axes)
+    beside = [text.get_window_extent() for text in figure.texts if text.get_ha() == "left"]
+    assert {text.get_text() for text in figure.texts} >= {"patch", "eps=24/255 size=16"}
+    assert len(beside) == 8
+    assert max(box.x1 for box in beside) < first
+
+
 def test_grid_refuses_images_that_do_not_match() -> None:
     with pytest.raises(ValueError, match="one shape"):
         restoration_grid(torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 4, 5), torch.zeros(1, 1, 4, 4))

@@ -165,9 +165,11 @@ def _beside(
     victims: Sequence[str] | None,
     class_names: Sequence[str] | None,
 ) -> list[list[tuple[str, float, str, str]]]:
-    """What stands left of each row: text, size, colour and weight of each line."""
+    """What stands left of each row: text, size, colour and weight of each line. A setting stands below its attack."""
+    named = [name.partition(" ") for name in attacks] if attacks is not None else []
     return [
-        ([(attacks[row], 9.0, INK, "bold")] if attacks is not None else [])
+        ([(named[row][0], 9.0, INK, "bold")] if named else [])
+        + ([(named[row][2], 7.5, INK, "normal")] if named and named[row][2] else [])
         + ([(f"on {victims[row]}", 7.5, MUTED, "normal")] if victims is not None else [])
         + ([(f"true: {_name(int(labels[row]), class_names)}", 7.5, INK, "normal")] if labels is not None else [])
         for row in range(rows)
