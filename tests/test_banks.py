@@ -95,7 +95,7 @@ def test_another_mix_victim_or_image_is_refused(run, tmp_path):
 
 
 def test_an_evaluation_takes_the_same_bank(run, asked, tmp_path):
-    run("run", "bank=auto", epochs=1)
+    assert run("plain", epochs=1) == run("run", "bank=auto", epochs=1)
     numbers = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert evaluate(tmp_path / "run", ["bank=auto", f"bank_root={tmp_path}/banks"], tmp_path / "again") == numbers
     assert evaluate(tmp_path / "run", [], tmp_path / "crafted") == numbers

@@ -224,7 +224,8 @@ def test_a_profile_of_a_victim_that_is_not_there_says_so() -> None:
 def test_a_profile_is_the_mean_of_those_images_and_ends_with_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """Victims of one evaluation share the width of the pictures; what a network has not is NaN."""
     drawn: dict[str, Tensor] = {}
-    monkeypatch.setattr(figures, "profiles", lambda panels, title: drawn.update(panels))
+    titles: list[str] = []
+    monkeypatch.setattr(figures, "profiles", lambda panels, title: (drawn.update(panels), titles.append(title)))
     of = one("fig9")
     seen = saliency()["saliency"]
     made = seen.rows.with_columns(
@@ -241,6 +242,7 @@ def test_a_profile_is_the_mean_of_those_images_and_ends_with_the_network(monkeyp
     assert drawn["Patch"].tolist() == list(range(1, 8))
     one("fig5").figure(changed, of.table([changed]))  # type: ignore[misc]
     assert drawn["CW-Linf"].tolist() == list(range(1, 13))
+    assert titles == [f"Saliency of the filters of {name}" for name in ("b", "a")]
 
 
 def test_fig6_correlates_the_maps_of_one_image() -> None:

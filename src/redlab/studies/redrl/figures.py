@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from matplotlib.figure import Figure
@@ -20,9 +19,6 @@ from redlab.studies.redrl.accuracy import RUN_OF_VICTIMS, by_eps, network
 from redlab.studies.redrl.recognition import ALL, CLASSES, GLOBAL, RESIDUAL, RUNS, told
 from redlab.studies.study import DIAGNOSIS, Evaluation, Seen, Study
 from redlab.studies.table import Address, Table
-
-if TYPE_CHECKING:
-    pass
 
 QUARTERS = (1, 2, 3, 4)
 LATE = ("PGD", "CW-L2", "Patch")
