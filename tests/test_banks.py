@@ -4,7 +4,9 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from redlab.crafting.bank import KEPT
 from redlab.metrics import Samples
 from redlab.runs.check import ConfigError
 from redlab.runs.config import compose, finalise
@@ -61,6 +63,21 @@ def test_a_bank_of_all_epochs_changes_no_bit_and_asks_the_victim_less(run, asked
     first, second = (Samples.load(tmp_path / name / "samples.npz") for name in ("plain", "banked"))
     assert all(torch.equal(first[column], second[column]) for column in first.columns)
     assert asked[0] < 0.7 * crafting  # what is left are the method's loss, the measures, and who attacks the defence
+
+
+def test_how_many_are_crafted_together_changes_the_last_bits_alone(run, tmp_path):
+    def built(name, *words):
+        run(name, "bank=build", f"bank_root={tmp_path}/{name}", *words)
+        (folder,) = (path for path in (tmp_path / name / "digits").iterdir() if path.is_dir())
+        return folder.name, {path.name: load_file(path) for path in folder.glob("*.safetensors")}
+
+    (name, plain), (same, larger) = built("plain"), built("larger", "bank_batch_size=4096")
+    assert name == same
+    assert plain.keys() == larger.keys()
+    for part, rows in plain.items():
+        for column in KEPT:
+            equal = (rows[column] == larger[part][column]).double().mean()
+            assert equal > 0.98 if column in ("adv", "fooled") else equal == 1
 
 
 def test_one_epoch_is_seen_again_in_every_epoch(run, tmp_path):

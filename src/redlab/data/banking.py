@@ -45,25 +45,29 @@ def made_of(data: AttackDataModule, victims: dict[str, str], epochs: int) -> dic
     }
 
 
-def parts(data: AttackDataModule, epochs: int, stages: Sequence[str] = STAGES) -> list[Part]:
+def parts(
+    data: AttackDataModule, epochs: int, stages: Sequence[str] = STAGES, batch_size: int | None = None
+) -> list[Part]:
     """Everything that a mix crafts: epochs of training, the validation images, and each attack's cells of the test.
 
     Args:
         data: set up, its victims on their device.
         epochs: as for `made_of`.
         stages: some of "train", "val" and "test".
+        batch_size: images that are crafted together; None: those of a batch of one process. Others differ in the last
+            bits, and in what these decide.
     """
     found = []
     train, test = data.splits.train, data.splits.test
     for epoch in range(epochs) if "train" in stages else ():
         sampler = EpochSampler(data.indices["train"], batch_size=1, seed=data.seed)
         sampler.epoch = epoch
-        found.append(_part(data, train_part(epoch), train, sampler.order(), "train", epoch))
+        found.append(_part(data, train_part(epoch), train, sampler.order(), "train", batch_size, epoch))
     if "val" in stages and len(data.indices["val"]):
-        found.append(_part(data, "val", train, data.indices["val"].tolist(), "val"))
+        found.append(_part(data, "val", train, data.indices["val"].tolist(), "val", batch_size))
     cells = data.mix.cells(data.victims, adaptive=False) if "test" in stages else []
     order = data.indices["test"].tolist()
-    found += [_part(data, test_part(c), test, order, "test", cell=c) for c in cells if c.attack != CLEAN]
+    found += [_part(data, test_part(c), test, order, "test", batch_size, cell=c) for c in cells if c.attack != CLEAN]
     return found
 
 
@@ -83,11 +87,11 @@ def _part(
     source: ImageSource,
     order: list[int],
     stage: str,
+    batch_size: int | None,
     epoch: int = 0,
     cell: Cell | None = None,
 ) -> Part:
-    # the batches of one process: others would differ in the last bits, and in what these decide
-    size = data.batch_size if stage == "train" else data.eval_batch_size
+    size = batch_size or (data.batch_size if stage == "train" else data.eval_batch_size)
     whole = max(IMAGES // size, 1) * size
     keys = [Key(index, position, True) for position, index in enumerate(order)]
     chunks = [keys[i : i + whole] for i in range(0, len(keys), whole)]

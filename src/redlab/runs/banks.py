@@ -47,7 +47,7 @@ def open_bank(cfg: DictConfig, data: AttackDataModule, stages: Sequence[str] = S
         folder = Path(cfg.bank_root) / str(cfg.data.name) / digest(content)[:10]
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_suffix(".lock")), _on_device(cfg, data):
-            wanted = parts(data, cfg.bank_epochs, stages)
+            wanted = parts(data, cfg.bank_epochs, stages, cfg.bank_batch_size)
             with _bar(cfg) as bar:
                 task = bar.add_task("Crafting the bank", total=sum(part.chunks for part in wanted), part="")
                 bank = build(folder, content, wanted, tick=lambda part: bar.update(task, advance=1, part=part))
