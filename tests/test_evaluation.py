@@ -343,6 +343,23 @@ def test_nan_is_an_error_and_no_missing_number(victims, can, name):
         evaluate(victims, can, batch=batch)
 
 
+def test_a_verdict_depends_on_no_other_image_of_the_batch(victims):
+    modes = set()
+
+    class Judge(nn.Module):
+        def forward(self, x):
+            modes.add((torch.is_autocast_enabled("cpu"), torch.backends.cudnn.allow_tf32))
+            return victims["a"](x)
+
+    judges = {"a": Judge(), "b": Judge()}
+    assert torch.backends.cudnn.allow_tf32  # torch's own choice, under which the last bits differ by batch
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        Evaluator(victims=judges, attack_names=ATTACKS)(Everything("restorer"), make_batch())
+        assert torch.is_autocast_enabled("cpu")
+    assert modes == {(False, False)}
+    assert torch.backends.cudnn.allow_tf32
+
+
 def test_the_defence_and_its_judges_keep_no_graph(victims):
     defence = Everything("labeler")
     defence.heads = {"label": Double(0, CLASSES).requires_grad_(True)}

@@ -11,24 +11,25 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "redlab"
 FILES = sorted(PACKAGE.rglob("*.py"))
-LAYERS = ["extras", "spelling", "provenance", "rng", "batch", "nn", "victims", "attacks", "crafting", "metrics"]
-LAYERS += ["report", "evaluation", "notebook", "probes", "data", "methods", "studies", "runs"]
+LAYERS = ["extras", "spelling", "provenance", "rng", "precision", "batch", "nn", "victims", "attacks", "crafting"]
+LAYERS += ["metrics", "report", "evaluation", "notebook", "probes", "data", "methods", "studies", "runs"]
 # the layers that each layer may import at most, besides itself and the package's own version
 ALLOWED = {
     "extras": set(),
     "spelling": set(),
     "provenance": set(),
     "rng": set(),
+    "precision": set(),
     "batch": set(),
     "nn": set(),
     "victims": {"batch", "extras", "spelling"},
-    "attacks": {"rng", "batch", "extras", "spelling"},
+    "attacks": {"rng", "precision", "batch", "extras", "spelling"},
     "crafting": {"rng", "batch", "attacks", "spelling"},
     "metrics": set(),
     "report": {"batch", "metrics"},
-    "evaluation": {"batch", "metrics"},
+    "evaluation": {"precision", "batch", "metrics"},
     "notebook": {"batch", "attacks", "crafting", "metrics", "evaluation"},
-    "probes": {"batch", "metrics", "victims", "evaluation"},
+    "probes": {"precision", "batch", "metrics", "victims", "evaluation"},
     "data": {"rng", "batch", "attacks", "crafting", "evaluation"},
     "methods": {"rng", "batch", "nn", "metrics", "evaluation", "victims"},
     "studies": {"spelling", "provenance", "batch", "attacks", "crafting", "metrics", "report", "probes"},

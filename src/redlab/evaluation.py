@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from redlab.batch import CLEAN, KNOWLEDGE, AttackBatch, attack_logits, capabilities, estimate
 from redlab.metrics import Samples, cosine, logit_distance, pixel_distance, prediction_alignment, psnr
+from redlab.precision import full_precision
 
 
 def gathered(parts: Sequence[Samples]) -> Samples:
@@ -120,7 +121,7 @@ class Evaluator:
             said = answers(defence, batch.adv, batch.clean)
             _check_numbers(defence, said)
             shared, parts, places = self._shared(defence, batch, said), [], []
-            with torch.autocast(batch.adv.device.type, enabled=False):  # full precision, whatever the training
+            with full_precision():  # whatever the training
                 for number, (name, judge) in enumerate(self.victims.items()):
                     if self.judges is not None and name not in self.judges:
                         continue

@@ -396,6 +396,7 @@ class Probe(nn.Module):
         torch.rand(3)
         assert not any(module.training for module in self.modules())
         assert not torch.is_autocast_enabled("cpu")
+        assert not torch.backends.cudnn.allow_tf32
         if self.calls == self.raise_at:
             raise KeyError("the model broke")
         return self.inner(x)
@@ -404,6 +405,7 @@ class Probe(nn.Module):
 def snapshot(model: nn.Module) -> list[Any]:
     grads = [None if p.grad is None else (id(p.grad), p.grad.tolist()) for p in model.parameters()]
     modes = (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu"))
+    modes += (torch.backends.cudnn.allow_tf32,)
     return [
         [module.training for module in model.modules()],
         [p.requires_grad for p in model.parameters()],

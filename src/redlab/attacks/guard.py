@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from redlab.attacks.speed import networks_in
+from redlab.precision import full_precision
 
 _NOT_FINITE: ContextVar[dict[torch.device, Tensor] | None] = ContextVar("not finite", default=None)
 """How many answers inside the innermost guard were not finite, counted where a look at each would be a wait."""
@@ -37,10 +38,10 @@ _REMEDIES = {
 def guard(model: Callable[[Tensor], Any]) -> Iterator[None]:
     """Makes ``model`` fit to be attacked, and puts everything back afterwards, also after an exception.
 
-    Inside: gradients on, inference mode and autocast off, every submodule in eval mode, parameters frozen, the global
-    random states seeded, so that a model which draws gives the same attack again. Put back: the mode of each submodule,
-    ``requires_grad`` of each parameter, the global CPU and CUDA random states. Modes are set one by one, not by
-    ``eval()``, which a module may override. Of a function, the networks that it can be seen to use are meant
+    Inside: gradients on, inference mode off, full precision, every submodule in eval mode, parameters frozen, the
+    global random states seeded, so that a model which draws gives the same attack again. Put back: the mode of each
+    submodule, ``requires_grad`` of each parameter, the global CPU and CUDA random states. Modes are set one by one, not
+    by ``eval()``, which a module may override. Of a function, the networks that it can be seen to use are meant
     (``networks_in``).
 
     Args:
@@ -62,9 +63,7 @@ def guard(model: Callable[[Tensor], Any]) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
-        for kind in ("cpu", "cuda"):
-            if torch.is_autocast_enabled(kind):
-                stack.enter_context(torch.autocast(kind, enabled=False))
+        stack.enter_context(full_precision())
         stack.enter_context(torch.random.fork_rng(devices=sorted(cuda)))
         for generator in (torch.default_generator, *(torch.cuda.default_generators[i] for i in cuda)):
             generator.manual_seed(0)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from redlab.batch import AttackBatch
 from redlab.evaluation import Answers
+from redlab.precision import full_precision
 from redlab.probes.probe import restored as restored_of
 from redlab.victims import ImageClassifier
 
@@ -40,7 +41,7 @@ def gradcam(victim: ImageClassifier, x: Tensor, classes: Tensor, layer: str | No
         kept.append(output)
         return output.clone()  # what comes next may work in place
 
-    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
+    with torch.inference_mode(False), torch.enable_grad(), full_precision():
         # a frozen network has a graph only from its images on
         images, named = x.detach().clone().requires_grad_(), classes.clone()
         handle = victim.layer(layer).register_forward_hook(keep)

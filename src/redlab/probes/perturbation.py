@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from redlab.batch import AttackBatch, estimate
 from redlab.evaluation import Answers
 from redlab.metrics import cosine, logit_distance, pixel_distance, prediction_alignment
+from redlab.precision import full_precision
 from redlab.probes.probe import restored
 
 
@@ -31,7 +32,7 @@ class Transfer:
         if said.restored is not None:
             images["changed_red"] = batch.adv - said.restored + batch.clean
         columns: dict[str, Tensor] = {}
-        with torch.no_grad(), torch.autocast(batch.adv.device.type, enabled=False):
+        with torch.no_grad(), full_precision():
             for name, victim in victims.items():
                 truth = victim(batch.clean).argmax(1)
                 columns |= {f"{k}_{name}": (victim(x).argmax(1) != truth).double() for k, x in images.items()}
@@ -66,7 +67,7 @@ class PartialPerturbation:
         """
         restored(said)
         columns: dict[str, Tensor] = {}
-        with torch.no_grad(), torch.autocast(batch.adv.device.type, enabled=False):
+        with torch.no_grad(), full_precision():
             clean, adv = (_of_victims(victims, batch, images) for images in (batch.clean, batch.adv))
             for p in self.shares:
                 true = batch.clean + p * (batch.adv - batch.clean)

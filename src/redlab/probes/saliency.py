@@ -20,6 +20,7 @@ from torchvision.transforms.functional import gaussian_blur
 
 from redlab.batch import AttackBatch
 from redlab.evaluation import Answers
+from redlab.precision import full_precision
 
 QUARTERS = 4
 NO_SPREAD = 1e-14
@@ -75,7 +76,7 @@ def filter_saliency(victim: nn.Module, x: Tensor, label: Tensor) -> tuple[Tensor
     Raises:
         ValueError: the network has no convolution.
     """
-    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
+    with torch.inference_mode(False), torch.enable_grad(), full_precision():
         images, labels = x.detach().clone(), label.clone()
         with _filters(victim, images[:1]) as weights:
             if not weights:
@@ -110,7 +111,7 @@ def input_saliency(
         (B, C, H, W), with its sign.
     """
     maps = []
-    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
+    with torch.inference_mode(False), torch.enable_grad(), full_precision():
         images, labels = x.detach().clone(), label.clone()
         with _filters(victim, images[:1]) as weights:
             for i in range(len(images)):
