@@ -19,9 +19,28 @@ def test_inside_the_guard() -> None:
         assert torch.is_grad_enabled()
         assert not torch.is_inference_mode_enabled()
         assert not torch.is_autocast_enabled("cpu")
+        assert not torch.backends.cudnn.allow_tf32
         assert not any(module.training for module in model.modules())
         assert not any(p.requires_grad for p in model.parameters())
         assert model(torch.ones(2, 2)).dtype == torch.float32
+
+
+def test_tf32_is_as_the_user_had_it() -> None:
+    cudnn: Any = torch.backends.cudnn
+    assert cudnn.allow_tf32
+    with guard(nn.Linear(2, 2)):
+        pass
+    assert cudnn.allow_tf32
+    if hasattr(
+        cudnn, "conv"
+    ):  # from torch 2.9 on, each kind of layer may have its own; then torch cannot say it in one word
+        cudnn.conv.fp32_precision = "ieee"
+        try:
+            with guard(nn.Linear(2, 2)):
+                assert not cudnn.allow_tf32
+            assert (cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision) == ("ieee", "tf32")
+        finally:
+            cudnn.conv.fp32_precision = "tf32"
 
 
 def test_puts_back_what_the_model_itself_changes() -> None:
