@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from redlab.crafting.bank import KEPT
+from redlab.data import AttackDataModule
 from redlab.metrics import Samples
 from redlab.runs.check import ConfigError
 from redlab.runs.config import compose, finalise
@@ -65,19 +66,51 @@ def test_a_bank_of_all_epochs_changes_no_bit_and_asks_the_victim_less(run, asked
     assert asked[0] < 0.7 * crafting  # what is left are the method's loss, the measures, and who attacks the defence
 
 
-def test_how_many_are_crafted_together_changes_the_last_bits_alone(run, tmp_path):
+def test_how_many_are_crafted_together_changes_the_last_bits_alone(run, tmp_path, monkeypatch):
+    together, plain_craft = [], AttackDataModule.craft
+
+    def counted(self, raw, **words):
+        together.append(len(raw.index))
+        return plain_craft(self, raw, **words)
+
+    monkeypatch.setattr(AttackDataModule, "craft", counted)
+
     def built(name, *words):
         run(name, "bank=build", f"bank_root={tmp_path}/{name}", *words)
         (folder,) = (path for path in (tmp_path / name / "digits").iterdir() if path.is_dir())
         return folder.name, {path.name: load_file(path) for path in folder.glob("*.safetensors")}
 
-    (name, plain), (same, larger) = built("plain"), built("larger", "bank_batch_size=4096")
+    name, plain = built("plain")
+    assert set(together) == {32, 24}  # of training and validation, and of the test
+    together.clear()
+    same, larger = built("larger", "bank_batch_size=4096")
+    assert set(together) == {96, 32, 24}
     assert name == same
     assert plain.keys() == larger.keys()
     for part, rows in plain.items():
         for column in KEPT:
             equal = (rows[column] == larger[part][column]).double().mean()
             assert equal > 0.98 if column in ("adv", "fooled") else equal == 1
+
+
+def test_a_bank_is_used_and_gone_on_with_by_its_own_files(run, tmp_path, asked, monkeypatch):
+    monkeypatch.setattr("redlab.data.banking.IMAGES", 64)
+    run("built", "bank=build")  # train-0 in files of 64 and 32 images
+    (folder,) = (path for path in (tmp_path / "banks" / "digits").iterdir() if path.is_dir())
+    files = sorted(path.name for path in folder.glob("*.safetensors"))
+    assert [name for name in files if name.startswith("train")] == [f"train-0-0000{i}.safetensors" for i in (0, 1)]
+    asked[0] = 0
+    run("whole", "bank=build", "bank_batch_size=96")  # in one file, if it had to be crafted
+    assert asked[0] == 0
+    assert files == sorted(path.name for path in folder.glob("*.safetensors"))
+    assert run("first", "bank=auto", epochs=1) == run("second", "bank=auto", "bank_batch_size=96", epochs=1)
+    (folder / "train-0-00000.safetensors").unlink()
+    with pytest.raises(ConfigError, match=r"train-0 of the bank .* was begun with 64 images in a file, not 96"):
+        run("refused", "bank=build", "bank_batch_size=96")
+    run("mended", "bank=build")
+    assert files == sorted(path.name for path in folder.glob("*.safetensors"))
+    with pytest.raises(ConfigError, match="bank_batch_size must be at least 1, got 0"):
+        run("refused", "bank=build", "bank_batch_size=0")
 
 
 def test_one_epoch_is_seen_again_in_every_epoch(run, tmp_path):

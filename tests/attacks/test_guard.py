@@ -31,9 +31,7 @@ def test_tf32_is_as_the_user_had_it() -> None:
     with guard(nn.Linear(2, 2)):
         pass
     assert cudnn.allow_tf32
-    if hasattr(
-        cudnn, "conv"
-    ):  # from torch 2.9 on, each kind of layer may have its own; then torch cannot say it in one word
+    if hasattr(cudnn, "conv"):  # from torch 2.9 on; then torch refuses to say it in one word
         cudnn.conv.fp32_precision = "ieee"
         try:
             with guard(nn.Linear(2, 2)):

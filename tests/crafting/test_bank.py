@@ -29,7 +29,7 @@ def part(images, name="train-0", size=3, copies=1, calls=None):
             calls.append((name, chunk))
         return crafted(chunks[chunk], copies)
 
-    return Part(name, len(chunks), craft)
+    return Part(name, len(chunks), len(chunks[0]), craft)
 
 
 def raw(index):
@@ -64,7 +64,7 @@ def test_a_build_that_was_cut_off_goes_on_with_the_next_file(tmp_path):
         return crafted([0, 1, 2])
 
     with pytest.raises(KeyboardInterrupt):
-        build(tmp_path, MADE_OF, [Part("train-0", 3, cut)])
+        build(tmp_path, MADE_OF, [Part("train-0", 3, 3, cut)])
     assert Bank(tmp_path).missing() == 2
     calls, ticks = [], []
     bank = build(tmp_path, MADE_OF, [part(list(range(9)), calls=calls)], tick=ticks.append)

@@ -37,12 +37,14 @@ class Part:
 
     Attributes:
         name: "train-0" (the epoch), "val", or "test-<attack>-<setting>-<victim>" (ids of the cell).
-        chunks: images of each file, by place in the data set.
+        chunks: number of files.
+        images: in each file but the last.
         craft: place of a chunk -> its rows, on the CPU.
     """
 
     name: str
     chunks: int
+    images: int
     craft: Callable[[int], AttackBatch]
 
 
@@ -58,18 +60,32 @@ def build(
         tick: called after every file, whether made or found, with the name of its part.
 
     Raises:
-        ValueError: the folder holds a bank of something else.
+        ValueError: the folder holds a bank of something else, or a part that was begun with files of another size.
     """
     folder.mkdir(parents=True, exist_ok=True)
     manifest = folder / "manifest.json"
-    if manifest.exists():
-        Bank(folder).check(made_of)
-    before = Bank(folder).parts if manifest.exists() else {}
-    every = before | {part.name: part.chunks for part in parts}
-    said: dict[str, Any] = {"format": FORMAT, "made_of": made_of, "parts": every}
+    before = Bank(folder) if manifest.exists() else None
+    if before is not None:
+        before.check(made_of)
+    # a part that is whole stays, whatever the batches that it was crafted in
+    todo = [part for part in parts if before is None or not before.is_whole(part.name)]
+    for part in todo:
+        begun = before is not None and before.begun(part.name)
+        if begun and begun != part.images:
+            raise ValueError(
+                f"{part.name} of the bank {folder} was begun with {begun} images in a file, not {part.images}: go on with "
+                "the batch sizes of then (bank_batch_size), or delete the folder"
+            )
+    chunks, images = ({}, {}) if before is None else (before.parts, before.images)
+    said: dict[str, Any] = {"format": FORMAT, "made_of": made_of}
+    said["parts"] = chunks | {part.name: part.chunks for part in todo}
+    said["images"] = images | {part.name: part.images for part in todo}
     _write(manifest, json.dumps(said, indent=2) + "\n")
     for part in parts:
         for chunk in range(part.chunks):
+            if part not in todo:
+                tick(part.name)
+                continue
             path = _file(folder, part.name, chunk)
             if not path.exists():
                 batch = part.craft(chunk)
@@ -102,6 +118,7 @@ class Bank:
         folder: where it is.
         made_of: what its images depend on.
         parts: name -> number of files.
+        images: name -> how many images are in each file of a part but the last.
         epochs: how many epochs of training it holds.
 
     Args:
@@ -117,6 +134,7 @@ class Bank:
             said = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
             self.made_of: dict[str, Any] = dict(said["made_of"])
             self.parts: dict[str, int] = {str(name): int(chunks) for name, chunks in said["parts"].items()}
+            self.images: dict[str, int] = {str(name): int(many) for name, many in said.get("images", {}).items()}
             known = said["format"] == FORMAT
         except FileNotFoundError as error:
             raise ValueError(f"{folder} is no attack bank: there is no manifest.json in it") from error
@@ -145,6 +163,15 @@ class Bank:
     def missing(self) -> int:
         """How many files of it are still to be made."""
         return sum(not _file(self.folder, part, i).exists() for part, n in self.parts.items() for i in range(n))
+
+    def is_whole(self, part: str) -> bool:
+        """Whether all files of a part are there."""
+        return part in self.parts and all(_file(self.folder, part, i).exists() for i in range(self.parts[part]))
+
+    def begun(self, part: str) -> int:
+        """How many images are in a file of a part; 0 where no file is there, or nobody has noted it."""
+        found = any(_file(self.folder, part, i).exists() for i in range(self.parts.get(part, 0)))
+        return self.images.get(part, 0) if found else 0
 
     def __contains__(self, part: str) -> bool:
         return part in self.parts

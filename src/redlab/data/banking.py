@@ -56,7 +56,12 @@ def parts(
         stages: some of "train", "val" and "test".
         batch_size: images that are crafted together; None: those of a batch of one process. Others differ in the last
             bits, and in what these decide.
+
+    Raises:
+        ValueError: ``batch_size`` is less than 1.
     """
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"bank_batch_size must be at least 1, got {batch_size}")
     found = []
     train, test = data.splits.train, data.splits.test
     for epoch in range(epochs) if "train" in stages else ():
@@ -106,4 +111,4 @@ def _part(
             batches.append(crafted.map(torch.Tensor.cpu))
         return AttackBatch.cat(batches)
 
-    return Part(name, len(chunks), craft)
+    return Part(name, len(chunks), whole, craft)
