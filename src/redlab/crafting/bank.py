@@ -73,8 +73,8 @@ def build(
         begun = before is not None and before.begun(part.name)
         if begun and begun != part.images:
             raise ValueError(
-                f"{part.name} of the bank {folder} was begun with {begun} images in a file, not {part.images}: go on with "
-                "the batch sizes of then (bank_batch_size), or delete the folder"
+                f"{part.name} of the bank {folder} was begun with {begun} images in a file, not {part.images}: go on "
+                "with the batch sizes of then (bank_batch_size), or delete the folder"
             )
     chunks, images = ({}, {}) if before is None else (before.parts, before.images)
     said: dict[str, Any] = {"format": FORMAT, "made_of": made_of}
