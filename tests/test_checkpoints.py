@@ -92,7 +92,9 @@ def test_a_checkpoint_says_what_it_is_and_what_trained_it(trained, lean, tiny):
     assert record["identity"] == digest(record["counted"])
     assert {name: entry["identity"] for name, entry in record["victims"].items()} == victims
     assert record["attacks"] == ["clean", "fgsm", "rfgsm"]
-    assert record["trained_with"] == [{"commit": provenance.commit(), "versions": provenance.versions()}]
+    assert record["trained_with"] == [
+        {"commit": provenance.commit(), "versions": provenance.versions(), "device": "CPU"}
+    ]
     # where victims are kept is no other run
     assert checkpoints.run_record(lean)["identity"] == record["identity"]
 
@@ -103,7 +105,7 @@ def test_a_session_of_another_version_is_noted(tiny, monkeypatch):
     assert checkpoints.RunRecord(cfg, {}, {}, first).trained_with == first
     monkeypatch.setattr(checkpoints, "commit", lambda: "another")
     second = checkpoints.RunRecord(cfg, {}, {}, first).trained_with
-    assert second == [*first, {"commit": "another", "versions": provenance.versions()}]
+    assert second == [*first, {"commit": "another", "versions": provenance.versions(), "device": "CPU"}]
     assert checkpoints.RunRecord(cfg, {}, {}, second).trained_with == second
 
 

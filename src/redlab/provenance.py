@@ -40,6 +40,12 @@ def versions() -> dict[str, str]:
     return found
 
 
+def device(accelerator: str = "auto") -> str:
+    """What a trainer with this accelerator runs on: the name of the GPU, or "CPU"."""
+    on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return torch.cuda.get_device_name() if on_gpu else "CPU"
+
+
 @functools.cache
 def source() -> str:
     """A hash of the source on which the rows of an evaluation depend: commands, studies and reports are left out."""

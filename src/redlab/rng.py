@@ -144,11 +144,15 @@ class SampleRng:
         return _mix(row[:, None] + place).view(len(row), *shape)
 
 
-def generator(*name: str | int) -> torch.Generator:
-    """A CPU generator seeded by a hash of its name, so that streams with different names are unrelated.
+def generator(*name: str | int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator seeded by a hash of its name, so that streams with different names are unrelated.
+
+    Args:
+        *name: what it is for.
+        device: that it draws on; the same name draws other numbers on another kind of device.
 
     >>> int(torch.randint(1000, (), generator=generator("order", 0, 1)))
     520
     """
     digest = hashlib.blake2b(repr(name).encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+    return torch.Generator(device).manual_seed(int.from_bytes(digest, "big") >> 1)

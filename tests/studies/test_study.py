@@ -16,6 +16,7 @@ from redlab.studies import (
     Evaluation,
     Number,
     PaperTable,
+    Scale,
     Seen,
     Study,
     Table,
@@ -79,7 +80,14 @@ def seed(pa: tuple[float, float], d: tuple[float, float] = (1, 2)) -> dict[str, 
 def trained(*seeds: int) -> dict[str, list[Trained]]:
     return {
         name: [
-            Trained(seed=s, overrides=[f"method={name}"], identity=f"{name}{s}", commit="abc", versions={"torch": "2"})
+            Trained(
+                seed=s,
+                overrides=[f"method={name}"],
+                identity=f"{name}{s}",
+                commit="abc",
+                versions={"torch": "2"},
+                device="a GPU",
+            )
             for s in seeds
         ]
         for name in "AB"
@@ -133,7 +141,8 @@ def test_card_round_trip(tmp_path: Path) -> None:
     plain = json.loads(path.read_text(encoding="utf-8"))
     assert plain["seeds"] == [0, 1]
     assert plain["runs"]["B"][1] == {
-        "seed": 1, "overrides": ["method=B"], "identity": "B1", "commit": "abc", "versions": {"torch": "2"}
+        "seed": 1, "overrides": ["method=B"], "identity": "B1", "commit": "abc", "versions": {"torch": "2"},
+        "device": "a GPU",
     }  # fmt: skip
     assert plain["paper"] == {"PA": {"A": 60.0, "B": 70.0}, "d": {"A": 3.0, "B": 4.0}}
     path.write_text("{}", encoding="utf-8")
@@ -195,7 +204,7 @@ def test_the_runs_of_a_card_are_those_of_the_study() -> None:
 
 
 def test_runs_get_the_scale_their_own_words_and_the_users() -> None:
-    scale = ["data=digits", "trainer.max_epochs=3"]
+    scale = Scale.of(["data=digits", "trainer.max_epochs=3"])
     assert study().overrides("A", scale) == ["data=digits", "trainer.max_epochs=3", "method=a"]
     assert study().overrides("B", scale, ["data=mnist"]) == ["method=b", "trainer.max_epochs=5", "data=mnist"]
     assert merge_overrides(["a=1", "+b=2"], ["b=3", "c=x=y"], ["a=4"]) == ["b=3", "c=x=y", "a=4"]

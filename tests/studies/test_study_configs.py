@@ -6,15 +6,16 @@ import pytest
 from omegaconf import OmegaConf
 
 from redlab.runs.config import compose, conf_dir, finalise, override_stored, parse
-from redlab.studies import STUDIES, find, merge_overrides
+from redlab.studies import STUDIES, Scale, find, merge_overrides
 
 PAPERS = sorted((conf_dir() / "study").glob("*.yaml"))
 GIVEN = {"cdd_red": {"paper": ["data.root=there", "data.num_classes=1000"]}, "redrl": {"paper": ["data.root=there"]}}
 """What a user has to say."""
 
 
-def scales(paper: str) -> dict[str, list[str]]:
-    return OmegaConf.to_container(OmegaConf.load(conf_dir() / "study" / f"{paper}.yaml").scales)
+def scales(paper: str) -> dict[str, Scale]:
+    found = OmegaConf.to_container(OmegaConf.load(conf_dir() / "study" / f"{paper}.yaml").scales)
+    return {name: Scale.of(node) for name, node in found.items()}
 
 
 @functools.cache
@@ -27,12 +28,14 @@ def test_every_paper_with_studies_has_its_scales() -> None:
     for path in PAPERS:
         found = scales(path.stem)
         assert {"smoke", "small", "paper"} <= set(found)
-        assert all(type(word) is str for words in found.values() for word in words)
+        for scale in found.values():
+            assert all(type(word) is str for words in (scale.common, *scale.named.values()) for word in words)
 
 
 def test_the_small_scale_has_all_attacks_of_the_paper() -> None:
     for path in PAPERS:
-        assert not [word for word in scales(path.stem)["small"] if word.startswith("~")]
+        small = scales(path.stem)["small"]
+        assert not [w for words in (small.common, *small.named.values()) for w in words if w.startswith("~")]
 
 
 def runs(paper: str) -> list[tuple[str, ...]]:

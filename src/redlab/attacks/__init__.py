@@ -20,6 +20,7 @@ from redlab.attacks.feature import FeatureAttack, GuideBank
 from redlab.attacks.fgsm import FGSM, RFGSM
 from redlab.attacks.local_search import LocalSearch
 from redlab.attacks.noise import GaussianNoise
+from redlab.attacks.occlusion import Occlusion
 from redlab.attacks.patch import Patch
 from redlab.attacks.pgd import PGD
 from redlab.attacks.rp2 import RP2
@@ -51,6 +52,7 @@ __all__ = [
     "GradientSteps",
     "GuideBank",
     "LocalSearch",
+    "Occlusion",
     "Patch",
     "SampleRng",
     "SmoothedPGD",

@@ -1,5 +1,7 @@
-"""Networks that two methods or more use."""
+"""Networks and losses that two methods or more use."""
 
 from redlab.nn.dncnn import DnCNN
+from redlab.nn.gan import deception_loss, real_or_fake_loss
+from redlab.nn.strided import Decoder, Encoder, Frame, ImageDiscriminator
 
-__all__ = ["DnCNN"]
+__all__ = ["Decoder", "DnCNN", "Encoder", "Frame", "ImageDiscriminator", "deception_loss", "real_or_fake_loss"]

@@ -3,10 +3,14 @@
 from redlab.probes.attribution import Attribution, gradcam, overlap
 from redlab.probes.perturbation import PartialPerturbation, Perturbations, Transfer, centred
 from redlab.probes.probe import Probe
+from redlab.probes.representation import FirstMap, IntrinsicDimension, Latents, intrinsic_dimension
 from redlab.probes.saliency import Saliency, filter_saliency, input_saliency
 
 __all__ = [
     "Attribution",
+    "FirstMap",
+    "IntrinsicDimension",
+    "Latents",
     "PartialPerturbation",
     "Perturbations",
     "Probe",
@@ -16,5 +20,6 @@ __all__ = [
     "filter_saliency",
     "gradcam",
     "input_saliency",
+    "intrinsic_dimension",
     "overlap",
 ]

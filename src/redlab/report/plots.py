@@ -214,6 +214,35 @@ def scatter(
     return figure
 
 
+def embedding(panels: Mapping[str, tuple[Tensor, Tensor]], *, title: str = "") -> Figure:
+    """Points in the plane, coloured and marked by class, one panel after the other.
+
+    Args:
+        panels: title of the panel -> (N, 2) points in [0, 1], (N,) classes.
+        title: line above the figure.
+
+    Raises:
+        ValueError: there is no panel.
+    """
+    if not panels:
+        raise ValueError("an embedding needs a panel, got none")
+    figure, all_axes = panels_in_a_row(len(panels), width=2.6 * len(panels) + 0.3, height=3.0)
+    for axes, (name, (points, label)) in zip(all_axes, panels.items(), strict=True):
+        for kind in sorted(set(label.tolist())):
+            mine = points[label == kind]
+            axes.scatter(mine[:, 0], mine[:, 1], s=7, lw=0, color=f"C{kind % 10}", label=str(kind))
+        axes.set(xticks=[0, 1], yticks=[0, 1])
+        axes.set_title(name, size=8.5, color=INK, loc="left")
+    handles = {text: h for axes in all_axes for h, text in zip(*axes.get_legend_handles_labels(), strict=True)}
+    ordered = sorted(handles, key=int)
+    figure.legend(
+        [handles[name] for name in ordered], ordered, loc="outside lower left", ncols=len(ordered), frameon=False,
+        fontsize=7.5, labelcolor=INK,
+    )  # fmt: skip
+    _title(figure, title)
+    return figure
+
+
 def image_grid(columns: Mapping[str, Tensor], *, rows: Sequence[str] = (), title: str = "") -> Figure:
     """Pictures side by side, one example per row.
 

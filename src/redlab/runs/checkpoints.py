@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
 
 from redlab.data import AttackDataModule
-from redlab.provenance import commit, versions
+from redlab.provenance import commit, device, versions
 from redlab.runs.build import content
 from redlab.runs.check import ConfigError
 from redlab.runs.config import as_plain, leaves
@@ -46,8 +46,8 @@ class RunRecord(Callback):
     """Puts into every checkpoint what is needed to evaluate it anywhere, and what it is.
 
     That is, under ``redlab``: config, names of the attacks, victims, helpers; ``identity`` and what it counts
-    (``counted``); and ``trained_with``, commit and versions of each session that trained it, if they were others than
-    before.
+    (``counted``); and ``trained_with``, commit, versions and device of each session that trained it, if they were
+    others than before.
 
     Args:
         cfg: the finalised config.
@@ -64,7 +64,7 @@ class RunRecord(Callback):
         trained_with: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         self.config, self.helpers, self.counted = as_plain(cfg), helpers, dict(counted)
-        this = {"commit": commit(), "versions": versions()}
+        this = {"commit": commit(), "versions": versions(), "device": device(cfg.trainer.accelerator)}
         self.trained_with = [*trained_with, *([] if [this] == list(trained_with[-1:]) else [this])]
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -277,9 +277,9 @@ def run_record(run: Path) -> dict[str, Any]:
     """What a run folder or a checkpoint says of itself, as plain values that JSON can hold.
 
     Returns:
-        ``identity`` and what it ``counted``; ``trained_with``, a list of ``commit`` and ``versions``, of which there
-        are several if the run was resumed with others; ``config``, ``attacks``, and of each of the ``victims`` its
-        ``identity``, ``sha256`` of the weights and ``clean_accuracy``.
+        ``identity`` and what it ``counted``; ``trained_with``, a list of ``commit``, ``versions`` and ``device``, of
+        which there are several if the run was resumed with others; ``config``, ``attacks``, and of each of the
+        ``victims`` its ``identity``, ``sha256`` of the weights and ``clean_accuracy``.
 
     Raises:
         ConfigError: there is no checkpoint, or it cannot be read.

@@ -279,6 +279,9 @@ def _method(
     device = _device(cfg, str(next(iter(cfg.victims)))) if trains_victim(cfg) else "cpu"
     with torch.device(device):
         method = make_method(cfg.method, offers(trained, victims, helpers, attack_names)).eval()
+    for name, part in method.named_children():  # a copy of a victim that was made without memory
+        if name not in method.frozen and any(p.is_meta for p in part.parameters()):
+            part.to_empty(device=device)
     image, restorer = _image(cfg, device), cast(Any, method)
     if "restorer" in capabilities(method):
         restored = _answer(method, restorer.restore, image)

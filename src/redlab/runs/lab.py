@@ -29,7 +29,7 @@ from redlab.runs.stopping import StopOnSignal, Stopped
 from redlab.runs.train import opened, show_plan, train
 from redlab.runs.trainer import make_trainer
 from redlab.spelling import suggest
-from redlab.studies import Card, Evaluation, Seen, Study, Trained, card_markdown, card_tables, draw, find
+from redlab.studies import Card, Evaluation, Scale, Seen, Study, Trained, card_markdown, card_tables, draw, find
 from redlab.studies.card import card as make_card
 from redlab.studies.study import merge_overrides
 
@@ -121,11 +121,11 @@ class Lab:
             raise ConfigError(
                 f"scale={scale}: {paper} has no scale {scale!r}; it has {', '.join(node['scales'])}.{hint}"
             )
-        self.common: list[str] = node["scales"][scale]
+        self.words_of = Scale.of(node["scales"][scale])
 
     def words(self, name: str, seed: int = 0) -> list[str]:
         """Overrides of a run. Its attacks come out of a bank, unless they are on the method itself."""
-        words = merge_overrides(self.study.overrides(name, self.common, self.extra), [f"seed={seed}"])
+        words = merge_overrides(self.study.overrides(name, self.words_of, self.extra), [f"seed={seed}"])
         plain = [word for word in words if not word.startswith("init=@")]
         components = compose(plain).mix.components
         whole = any(component.knowledge == "defence" for component in components.values())
@@ -180,7 +180,7 @@ class Lab:
         """An evaluation of a run; of its own test, the rows that it left."""
         if asked.own_test:
             return Seen(rows=Samples.load(run / "samples.npz"))
-        opening = opened(run, [*asked.overrides, "logger=none"])
+        opening = opened(run, [*self.words_of.words(asked.overrides), "logger=none"])
         cfg, method, data = opening.cfg, opening.method, opening.data
         if asked.attacks is not None:
             own = data.mix
@@ -210,13 +210,14 @@ class Lab:
     def _trained(self, name: str, seed: int, folder: Path) -> Trained:
         record = run_record(folder)
         last = record["trained_with"][-1]
-        words = self.study.overrides(name, self.common, self.extra)
+        words = self.study.overrides(name, self.words_of, self.extra)
         return Trained(
             seed=seed,
             overrides=words,
             identity=record["identity"],
             commit=last["commit"],
             versions=last["versions"],
+            device=last.get("device"),  # not in checkpoints of before
         )
 
 

@@ -33,6 +33,7 @@ class Trained:
         identity: hash of all that may change its numbers.
         commit: version of the source that trained it, None outside a checkout.
         versions: of the packages that trained it.
+        device: that it was trained on, None where its checkpoint does not say.
     """
 
     seed: int
@@ -40,6 +41,7 @@ class Trained:
     identity: str
     commit: str | None
     versions: Mapping[str, str]
+    device: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,9 +54,9 @@ class Card:
         scale: name of the scale.
         data: data set of our numbers.
         paper_data: data set of the paper's.
-        device: what it ran on.
+        device: on which the rows were counted; that of each run stands there.
         seeds: of the runs.
-        runs: name -> one entry per seed: seed, overrides, identity, and the commit and versions that trained it.
+        runs: name -> one entry per seed: seed, overrides, identity, and commit, versions and device that trained it.
         numbers: row -> column -> mean, spread and the value per seed; None for a number that is not there.
         paper: row -> column -> printed number.
         paper_doubts: row -> column -> why the printed number is unreliable.
@@ -226,7 +228,9 @@ def card_markdown(card: Card) -> str:
     runs = ["Runs:", ""]
     for name, of in card.runs.items():
         runs.append(f"- {name}: `{' '.join(of[0]['overrides'])}`")
-        runs += [f"  - seed {r['seed']}: {r['identity']}, by {_source(r['commit'], r['versions'])}" for r in of]
+        for r in of:
+            where = f", on {r['device']}" if r.get("device") else ""
+            runs.append(f"  - seed {r['seed']}: {r['identity']}, by {_source(r['commit'], r['versions'])}{where}")
     notes = ["", "Notes:", "", *(f"- {note}" for note in card.notes)] if card.notes else []
     return "\n".join([*head, *(tables.markdown(table) for table in card_tables(card)), *runs, *notes]) + "\n"
 

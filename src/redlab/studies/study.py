@@ -26,6 +26,40 @@ DIAGNOSIS = ("mix.adaptive={}", "mix.diagnosis=true")
 """Overrides of an evaluation in which nothing is claimed of attackers who know the defence."""
 
 
+@dataclass(frozen=True)
+class Scale:
+    """The words of a scale, of ``conf/study/<paper>.yaml``.
+
+    Attributes:
+        common: overrides of every run.
+        named: lists of overrides by name, for studies on different data: ``@mnist`` in a run or an evaluation stands
+            for the list of that name.
+    """
+
+    common: Sequence[str] = ()
+    named: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    @staticmethod
+    def of(node: Sequence[str] | Mapping[str, Sequence[str]]) -> Scale:
+        """As a YAML has it: a list for every run, or lists by name, with that for every run as ``all``."""
+        if not isinstance(node, Mapping):
+            return Scale(list(node))
+        return Scale(list(node.get("all", ())), {name: list(words) for name, words in node.items() if name != "all"})
+
+    def words(self, given: Sequence[str]) -> list[str]:
+        """The words with each ``@name`` replaced by the list of that name.
+
+        Raises:
+            ValueError: there is no such list.
+        """
+        found: list[str] = []
+        for word in given:
+            if word.startswith("@") and word[1:] not in self.named:
+                raise ValueError(f"the scale has no list {word[1:]!r}; it has {', '.join(self.named) or 'none'}")
+            found += self.named[word[1:]] if word.startswith("@") else [word]
+        return found
+
+
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """What is looked at in a trained run. With the run alone, its own test: nothing is computed anew.
@@ -118,15 +152,15 @@ class Study:
                     f"{', '.join(self.runs)}"
                 )
 
-    def overrides(self, run: str, scale: Sequence[str], extra: Sequence[str] = ()) -> list[str]:
+    def overrides(self, run: str, scale: Scale, extra: Sequence[str] = ()) -> list[str]:
         """Overrides of a run: those of the scale, then the run's own, then the user's; later ones win.
 
         Args:
             run: a name in ``runs``.
-            scale: overrides that all runs of the paper share at this scale.
+            scale: of the paper.
             extra: the user's.
         """
-        return merge_overrides(scale, self.runs[run], extra)
+        return merge_overrides(scale.common, scale.words(self.runs[run]), extra)
 
     def table(self, seeds: Sequence[Mapping[str, Seen]]) -> Table:
         """The numbers of all seeds.

@@ -65,6 +65,17 @@ class Table:
         """Names of the columns, in order."""
         return tuple(dict.fromkeys(column for _, column in self.cells))
 
+    def rows_of(self, start: str) -> list[str]:
+        """The rows whose names start so.
+
+        Raises:
+            NoNumberError: there is none.
+        """
+        found = [row for row in self.rows if row.startswith(start)]
+        if not found:
+            raise NoNumberError(f"{start}: not in {self.title}")
+        return found
+
     def row(self, row: str) -> dict[str, Number]:
         """The numbers of a row by column.
 

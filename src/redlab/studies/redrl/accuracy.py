@@ -10,7 +10,7 @@ from functools import partial
 
 from redlab.metrics import Samples
 from redlab.report.plots import heat
-from redlab.studies.numbers import Claim, NoNumberError, every, falling, span
+from redlab.studies.numbers import Claim, every, falling, span
 from redlab.studies.paper_numbers import PaperTable, paper_table
 from redlab.studies.redrl.recognition import (
     ALL,
@@ -53,18 +53,6 @@ def network(victim: str) -> str:
 def networks(t: Table) -> list[str]:
     """The networks of a table with rows ``<network>, <class>``."""
     return list(dict.fromkeys(row.partition(", ")[0] for row in t.rows))
-
-
-def rows_of(t: Table, start: str) -> list[str]:
-    """The rows of a table whose names start so.
-
-    Raises:
-        NoNumberError: there is none.
-    """
-    found = [row for row in t.rows if row.startswith(start)]
-    if not found:
-        raise NoNumberError(f"{start}: not in {t.title}")
-    return found
 
 
 def by_eps(rows: Samples) -> dict[float, Samples]:
@@ -166,7 +154,7 @@ def table2_eps() -> Study:
         return table
 
     def falls(t: Table, attack: str) -> Claim:
-        rows = rows_of(t, f"{attack}, eps=")
+        rows = t.rows_of(f"{attack}, eps=")
         return every(
             claim
             for name in t.columns

@@ -8,7 +8,7 @@ from functools import partial
 from redlab.metrics import Samples, confusion, unknown_auroc
 from redlab.report.plots import heat
 from redlab.studies.numbers import Claim, every
-from redlab.studies.redrl.accuracy import by_eps, network, rows_of
+from redlab.studies.redrl.accuracy import by_eps, network
 from redlab.studies.redrl.recognition import (
     ALL,
     CLASSES,
@@ -230,7 +230,7 @@ def open_victim() -> Study:
         claims={
             "on left-out networks no more than 10 points below the run that was trained on them": lambda t: every(
                 t[row, "the first alone"] + 10 >= t[row, "all victims"]
-                for row in rows_of(t, f"{TOTAL}, ")
+                for row in t.rows_of(f"{TOTAL}, ")
                 if row != f"{TOTAL}, trained on"
             )
         },
