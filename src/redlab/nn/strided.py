@@ -6,6 +6,7 @@ They see images in [-1, 1], centred in black in a square of a fixed size.
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass
 
 import torch.nn.functional as F
@@ -56,6 +57,22 @@ class Frame:
         return (framed[..., there, there] + 1) / 2
 
 
+def initialise(net: nn.Module) -> None:
+    """Weights that keep the size of a signal through leaky ReLUs (He et al. 2015), and no bias.
+
+    Without normalisation PyTorch's own start makes ten layers shrink it to nothing: training then stays at one grey image
+    for hundreds of steps, or for good. Of a transposed convolution an output has a quarter of the kernel's terms.
+    """
+    for module in net.modules():
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+            fan = module.weight[0].numel()
+            if isinstance(module, nn.ConvTranspose2d):
+                fan = module.in_channels * module.weight[0, 0].numel() // (module.stride[0] * module.stride[1])
+            nn.init.normal_(module.weight, std=math.sqrt(2 / (1 + SLOPE**2) / fan))
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
 def narrow(widths: tuple[int, ...], divisor: int) -> tuple[int, ...]:
     """Widths divided by a factor.
 
@@ -92,6 +109,7 @@ class Encoder(nn.Module):
         self.body = nn.Sequential(*layers)
         self.mean = nn.Conv2d(widths[-2], self.size, 4, 2, 1)
         self.log_variance = nn.Conv2d(widths[-2], self.size, 4, 2, 1) if gaussian else None
+        initialise(self)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """(B, C, 32, 32) in [-1, 1] -> (B, size) mean, and (B, size) log-variance in [-10, 10] or None."""
@@ -118,6 +136,7 @@ class Decoder(nn.Module):
         for before, width in itertools.pairwise(widths):
             layers += [nn.ConvTranspose2d(before, width, 4, 2, 1), nn.LeakyReLU(SLOPE)]
         self.net = nn.Sequential(*layers, nn.ConvTranspose2d(widths[-1], channels, 4, 2, 1), nn.Tanh())
+        initialise(self)
 
     def forward(self, z: Tensor) -> Tensor:
         """(B, size) -> (B, C, 32, 32) in [-1, 1]."""
