@@ -16,7 +16,7 @@ from torch import nn
 
 from printed import ROOT, entry
 from redlab.batch import CLEAN, is_oracle
-from redlab.methods import CDDRED, REDRL, Classifier
+from redlab.methods import APEGAN, CDDRED, REDRL, ADDDefense, Classifier, Hardened, RestoredClassifier
 from redlab.methods.base import Method
 from redlab.victims import ImageClassifier, state_hash
 
@@ -41,6 +41,7 @@ class Case:
         method: its class.
         options: for a network of the size of 8x8 images.
         changes: other values of every argument; each must change what two steps of training leave.
+        answers: of those that training does not look at; each must change what the method says.
         overfit: options with which it learns 8 images by heart.
         steps: of that training.
         players: names of its players, if it has several.
@@ -50,6 +51,7 @@ class Case:
     method: type[Method]
     options: Mapping[str, Any] = field(default_factory=dict)
     changes: Sequence[Mapping[str, Any]] = ()
+    answers: Sequence[Mapping[str, Any]] = ()
     overfit: Mapping[str, Any] = field(default_factory=dict)
     steps: int = 120
     players: Sequence[str] = ()
@@ -155,6 +157,62 @@ METHODS = {
         {"classifier": "b"},
         {"input": "image", **NO_RECONSTRUCTOR},
     ),
+    "add_defense": Case(
+        method=ADDDefense,
+        options={"width_divisor": 32},
+        changes=[
+            {"width_divisor": 16},
+            {"gaussian": False},
+            {"game": "literal"},
+            {"lambda_prior": 1e-2},
+            {"lambda_perturbation": 0.1},
+            {"lambda_class": 1.0},
+            {"lambda_mse": 10.0},
+            {"max_norm": 1e-3},
+            {"two_phase": 1},
+            {"target": "fgsm"},
+            {"seed": 1},
+        ],
+        overfit={"lr": 3e-3, "width_divisor": 16, "gaussian": False},
+        steps=300,
+        players=("perturbation", "image", "restorer"),
+    ),
+    "ape_gan": Case(
+        method=APEGAN,
+        options={"width_divisor": 8},
+        changes=[
+            {"width_divisor": 16},
+            {"deep": True},
+            {"lambda_mse": 0.1},
+            {"lambda_adv": 0.1},
+            {"generator_steps": 1},
+            {"target": "fgsm"},
+        ],
+        overfit={"lr": 1e-2, "width_divisor": 2, "lambda_adv": 0.001},
+        steps=120,
+        players=("discriminator", "generator"),
+    ),
+    "hardened": Case(
+        method=Hardened,
+        changes=[{"victim": "b"}, {"fresh": True}, {"noise": 0.1}],
+        overfit={"lr": 2e-2},
+        steps=60,
+    ),
+    "smoothed": Case(
+        method=Hardened,
+        options={"noise": 0.05},
+        changes=[{"seed": 1}],
+        answers=[{"draws": 3}],
+        overfit={"lr": 2e-2},
+        steps=60,
+    ),
+    "restored_classifier": Case(
+        method=RestoredClassifier,
+        options={"width_divisor": 32},
+        changes=[{"victim": "b"}, {"fresh": True}, {"width_divisor": 64}, {"gaussian": False}],
+        overfit={"lr": 2e-2},
+        steps=80,
+    ),
     "redrl_image": redrl({"recogniser_width": 6}, input="image", **NO_RECONSTRUCTOR),
     "redrl_delta": redrl({"recogniser_width": 6}, input="delta", **NO_RECONSTRUCTOR),
     "ds": cdd_red({"lambda_benign": 0.2}, {"classifier": "b"}, lambda_benign=0.1, lambda_adv=0, aug_mode="none"),
@@ -244,10 +302,20 @@ def test_each_hyperparameter_changes_the_update(fit, datamodule, updates, name, 
     assert not equal(updates[name], update(**change))
 
 
+@each_case
+def test_what_training_does_not_look_at_changes_the_answer(datamodule, case):
+    data = datamodule(n=8, batch_size=8)
+    plain = outputs(case.build(data.victims).eval(), images())
+    for change in case.answers:
+        said = outputs(case.build(data.victims, **change).eval(), images())
+        assert not equal(said, plain), change
+
+
 @each_class
 def test_no_hyperparameter_is_left_out(method):
     known = set(inspect.signature(method).parameters) - OBJECTS - DECIDED_BY_THE_DATA
-    changed = {key for case in METHODS.values() if case.method is method for change in case.changes for key in change}
+    mine = [case for case in METHODS.values() if case.method is method]
+    changed = {key for case in mine for change in (*case.changes, *case.answers) for key in change}
     assert changed == known
 
 

@@ -1,9 +1,9 @@
 """A victim that is trained on, until it withstands attacks itself: what ADD-Defense is compared with.
 
 * Def-adv, on images attacked once and for all: a mix of clean images and a known attack on the victim.
-* PGD-adv ("Towards Deep Learning Models Resistant to Adversarial Attacks", 2018) and DOA ("Defending Against Physically
-  Realizable Attacks on Image Classification", 2020): a mix whose attack has ``knowledge=defence``, on the network as it
-  is at that moment.
+* Adversarial training ("Towards Deep Learning Models Resistant to Adversarial Attacks", 2018) and DOA ("Defending
+  Against Physically Realizable Attacks on Image Classification", 2020): a mix whose attack has ``knowledge=defence``,
+  on the network as it is at that moment.
 * Randomised smoothing ("Certified Adversarial Robustness via Randomized Smoothing", 2019): ``noise``.
 * ADD-re: ``RestoredClassifier``, on the images that an ADD-Defense makes of them.
 """
@@ -175,7 +175,7 @@ def trainable(victim: nn.Module) -> nn.Module:
 
 
 class RestoredClassifier(Hardened):
-    """ADD-re: trained on what an ADD-Defense restores, and answers for the restored image. Labeler and restorer.
+    """ADD-re: trained on what an ADD-Defense restores, and answers for the restored image. Labeler.
 
     E and G come from a run of ADD-Defense by ``init``, and stay as they are.
 
@@ -210,15 +210,8 @@ class RestoredClassifier(Hardened):
         self.encoder = Encoder(channels, width_divisor, gaussian=gaussian).requires_grad_(False)
         self.decoder = Decoder(channels, width_divisor).requires_grad_(False)
 
-    def estimate(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) attacked, in [0, 1] -> (B, C, H, W), G(E(x)), in [0, 1] by its last layer."""
-        return self.frame.outside(self.decoder(self.encoder(self.frame.inside(x))[0]))
-
-    def restore(self, x: Tensor) -> Tensor:
-        """The same for images on any device."""
-        return self.clamped_estimate(x)
-
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) in [0, 1] -> (B, K) logits of the network for the restored images."""
-        logits: Tensor = self.net(self.estimate(x))
+        restored = self.frame.outside(self.decoder(self.encoder(self.frame.inside(x))[0]))
+        logits: Tensor = self.net(restored)
         return logits

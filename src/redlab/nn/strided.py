@@ -60,8 +60,8 @@ class Frame:
 def initialise(net: nn.Module) -> None:
     """Weights that keep the size of a signal through leaky ReLUs (He et al. 2015), and no bias.
 
-    Without normalisation PyTorch's own start makes ten layers shrink it to nothing: training then stays at one grey image
-    for hundreds of steps, or for good. Of a transposed convolution an output has a quarter of the kernel's terms.
+    Without normalisation PyTorch's own start makes ten layers shrink it to nothing: training then stays at one grey
+    image for hundreds of steps, or for good. Of a transposed convolution an output has a quarter of the kernel's terms.
     """
     for module in net.modules():
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
