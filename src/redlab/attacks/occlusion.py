@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from redlab.attacks.base import GuardedAttack
-from redlab.attacks.guard import checked, per_row
-from redlab.attacks.project import per_pixel
+from redlab.attacks.guard import checked, is_whole, per_row
+from redlab.attacks.project import checked_length, per_pixel
 from redlab.rng import SampleRng
 
 GREY = 0.5
@@ -31,13 +31,13 @@ class Occlusion(GuardedAttack):
     starts grey; the iterate of highest loss is returned, also where that is not enough.
 
     Args:
-        height: of the rectangle in pixels, at most that of the image.
-        width: of the rectangle in pixels, at most that of the image.
+        height: of the rectangle in pixels; that of the image where it is less.
+        width: of the rectangle in pixels; that of the image where it is less.
         search: "exhaustive" or "gradient".
         stride: of the grid of places in pixels.
         candidates: of the search by gradient.
-        step_size: length of a step in linf.
-        steps: number of steps, at least 1.
+        step_size: length of a step in linf, a number or one per row.
+        steps: number of steps, at least 1, a number or one per row.
 
     Raises:
         ValueError: an option is unknown or below 1.
@@ -49,52 +49,51 @@ class Occlusion(GuardedAttack):
     stride: int = 2
     candidates: int = 5
     step_size: float | Tensor = 0.01
-    steps: int = 30
+    steps: int | Tensor = 30
 
     def __post_init__(self) -> None:
         if self.search not in SEARCHES:
             raise ValueError(f"search must be one of {SEARCHES}, got {self.search!r}")
-        for name in ("height", "width", "stride", "candidates", "steps"):
-            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
+        for name in ("height", "width", "stride", "candidates"):
+            if not is_whole(getattr(self, name)) or getattr(self, name) < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, got {getattr(self, name)!r}")
 
     def craft(self, model: nn.Module, x: Tensor, y: Tensor, target: Tensor | None, rng: SampleRng) -> Tensor:
         """See ``GuardedAttack``. Nothing is drawn."""
-        if self.height > x.shape[2] or self.width > x.shape[3]:
-            raise ValueError(f"the rectangle, {self.height}x{self.width}, must fit the images, {tuple(x.shape[2:])}")
-        step_size = per_pixel(per_row("step_size", self.step_size, x))
-        aim, sign = (y, 1.0) if target is None else (target, -1.0)
-        ask = checked(model, y, target)
+        steps = per_row("steps", self.steps, x, low=1, whole=True)
+        length = per_pixel(checked_length("step_size", self.step_size, x, "linf"))
+        aim, sign, ask = (y, 1.0, checked(model, y)) if target is None else (target, -1.0, checked(model, y, target))
 
         def losses(images: Tensor) -> Tensor:
             return sign * F.cross_entropy(ask(images), aim, reduction="none")
 
-        window = self._place(x, losses)
+        window, most = self._place(x, losses), int(steps.max())
         now = torch.where(window, torch.full_like(x, GREY), x)
         best, best_loss = now, torch.full((len(x),), -torch.inf, device=x.device)
-        for step in range(self.steps + 1):
-            point = now.detach().requires_grad_(step < self.steps)
-            loss = losses(point) if step < self.steps else losses(point).detach()
-            better = loss.detach() >= best_loss
-            best = torch.where(per_pixel(better), point.detach(), best)
-            best_loss = torch.maximum(loss.detach(), best_loss)
-            if step < self.steps:
+        for step in range(most + 1):
+            point = now.requires_grad_(step < most)
+            with torch.set_grad_enabled(step < most):
+                loss = losses(point)
+            if step < most:
                 (gradient,) = torch.autograd.grad(loss.sum(), point)
-                moved = (point.detach() + step_size * gradient.sign()).clamp(0, 1)
-                now = torch.where(window, moved, x)
+                now = torch.where(window, (point.detach() + length * gradient.sign()).clamp(0, 1), x)
+            better = (loss.detach() >= best_loss) & (step <= steps)
+            best = torch.where(per_pixel(better), point.detach(), best)
+            best_loss = torch.where(better, loss.detach(), best_loss)
         return best
 
     def _place(self, x: Tensor, losses: Callable[[Tensor], Tensor]) -> Tensor:
         """(B, 1, H, W) bool, the rectangle of each row."""
-        high, wide = x.shape[2:]
-        tops, lefts = range(0, high - self.height + 1, self.stride), range(0, wide - self.width + 1, self.stride)
+        height, width = self._sides(x)
+        tops = range(0, x.shape[2] - height + 1, self.stride)
+        lefts = range(0, x.shape[3] - width + 1, self.stride)
         places = torch.tensor([(top, left) for top in tops for left in lefts], device=x.device)
         order = torch.arange(len(places), device=x.device).expand(len(x), -1)
         if self.search == "gradient":
             point = x.detach().requires_grad_()
             (gradient,) = torch.autograd.grad(losses(point).sum(), point)
             weight = gradient.square().sum(1, keepdim=True)
-            inside = F.conv2d(weight, weight.new_ones(1, 1, self.height, self.width), stride=self.stride).flatten(1)
+            inside = F.conv2d(weight, weight.new_ones(1, 1, height, width), stride=self.stride).flatten(1)
             order = inside.sort(dim=1, descending=True, stable=True).indices[:, : self.candidates]
         found, worst = order[:, 0], torch.full((len(x),), -torch.inf, device=x.device)
         with torch.no_grad():
@@ -106,5 +105,9 @@ class Occlusion(GuardedAttack):
     def _window(self, x: Tensor, place: Tensor) -> Tensor:
         row = torch.arange(x.shape[2], device=x.device) - place[:, :1]
         column = torch.arange(x.shape[3], device=x.device) - place[:, 1:]
-        rows, columns = (row >= 0) & (row < self.height), (column >= 0) & (column < self.width)
+        height, width = self._sides(x)
+        rows, columns = (row >= 0) & (row < height), (column >= 0) & (column < width)
         return (rows[:, :, None] & columns[:, None, :])[:, None]
+
+    def _sides(self, x: Tensor) -> tuple[int, int]:
+        return min(self.height, x.shape[2]), min(self.width, x.shape[3])
