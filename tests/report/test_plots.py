@@ -8,7 +8,7 @@ import torch
 from matplotlib.figure import Figure
 
 from redlab.report.canvas import INK, figure_pixels
-from redlab.report.plots import curve, heat, image_grid, roc_figure, scatter
+from redlab.report.plots import curve, embedding, heat, image_grid, roc_figure, scatter
 
 
 class N(NamedTuple):
@@ -83,6 +83,20 @@ def test_scatter_names_its_points() -> None:
     assert [np.asarray(c.lines[0].get_xydata()).tolist() for c in axes.containers] == [[[9, 40]], [[8, 50]]]
     assert [c.has_yerr for c in axes.containers] == [True, False]
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("d", "PA")
+
+
+def test_an_embedding_has_a_colour_for_each_class() -> None:
+    points, label = torch.rand(6, 2), torch.tensor([7, 2, 2, 7, 4, 2])
+    figure = embedding({"attacked": (points, label), "restored": (points[:4], label[:4])}, title="t-SNE")
+    first, second = figure.axes
+    assert [len(axes.collections) for axes in (first, second)] == [3, 2]
+    drawn = {c.get_label(): np.asarray(c.get_offsets()) for c in first.collections}
+    assert np.allclose(drawn["2"], points[label == 2].numpy())
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["2", "4", "7"]
+    colours = {c.get_label(): tuple(c.get_facecolor()[0]) for axes in (first, second) for c in axes.collections}
+    assert len(set(colours.values())) == 3
+    with pytest.raises(ValueError, match="an embedding needs a panel"):
+        embedding({})
 
 
 def test_image_grid() -> None:

@@ -52,6 +52,10 @@ NOTES = (
 MNIST = "MNIST, 10,000 test images"
 
 
+CIFAR_WEIGHTS = ("method.lambda_prior=1e-6", "method.lambda_perturbation=0.1", "method.lambda_mse=10")
+"""Where the paper's weights for CIFAR-10 differ from those of the other data sets."""
+
+
 def trained(data: str, *, known: str = "@pgd", names: Sequence[str] = (ADD, APE)) -> dict[str, list[str]]:
     """Runs of the defences on a data set, with a known pair of attacks.
 
@@ -61,6 +65,8 @@ def trained(data: str, *, known: str = "@pgd", names: Sequence[str] = (ADD, APE)
         names: defences.
     """
     runs = {name: [data, known, METHODS[name], "@add" if name == ADD else "@ape"] for name in names}
+    if data == "@cifar":
+        runs[ADD] += CIFAR_WEIGHTS
     return runs | ({APE_D: [*runs[APE_D], "method.deep=true", "@deep"]} if APE_D in names else {})
 
 
