@@ -133,7 +133,7 @@ def fig18() -> Study:
         id="add_defense/fig18",
         title="Whether the harder attack is the weaker one (Fig. 18)",
         runs=runs,
-        evaluations=tested(runs, "@test"),
+        evaluations=tested(runs, "@test_mnist"),
         numbers=numbers,
         claims={
             "targeted at least as high as untargeted (within 0.01)": lambda t: every(

@@ -50,7 +50,7 @@ def images() -> Study:
         title="Attacked and restored images (Figs. 8 to 11)",
         runs=runs,
         evaluations={
-            name: Evaluation(run=name, overrides=("@test", *DIAGNOSIS), probe=Perturbations(), keep_images=SHOWN)
+            name: Evaluation(run=name, overrides=("@test_fmnist", *DIAGNOSIS), probe=Perturbations(), keep_images=SHOWN)
             for name in runs
         },
         numbers=numbers,

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from sklearn.linear_model import LogisticRegression
 from sklearn.manifold import TSNE
 from sklearn.metrics import precision_score, recall_score, roc_auc_score
-from sklearn.model_selection import cross_val_predict
+from sklearn.model_selection import GridSearchCV, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
 from torch import Tensor
@@ -127,7 +127,7 @@ def fig7c() -> Study:
         id="add_defense/fig7c",
         title="The first activation under several attacks (Fig. 7c)",
         runs=trained("@cifar", names=(ADD,)),
-        evaluations={ADD: Evaluation(run=ADD, overrides=("@test", *DIAGNOSIS), probe=FirstMap(), keep_images=32)},
+        evaluations={ADD: Evaluation(run=ADD, overrides=("@test_cifar", *DIAGNOSIS), probe=FirstMap(), keep_images=32)},
         numbers=numbers,
         claims={
             "maps of one image under different attacks are more alike than those of two images": lambda t: every(
@@ -163,7 +163,8 @@ def detected(rows: Samples) -> dict[tuple[str, str], float]:
     negatives = torch.where(half[:, None], parts["clean"], parts["noisy"])
     x = torch.cat([parts["adv"][:cut], negatives[:cut]]).numpy()
     y = torch.cat([torch.ones(cut), torch.zeros(cut)]).numpy()
-    detector: Any = make_pipeline(MinMaxScaler(), LogisticRegression(max_iter=2000)).fit(x, y)
+    fitted = GridSearchCV(LogisticRegression(max_iter=2000), {"C": [10.0**k for k in range(-4, 5)]}, cv=5)
+    detector: Any = make_pipeline(MinMaxScaler(), fitted).fit(x, y)
     found = {}
     for row, what in (("adv", "adv"), ("def", "restored")):
         tested = torch.cat([parts[what][cut:], negatives[cut:]]).numpy()
@@ -254,7 +255,9 @@ def latent() -> Study:
         id="add_defense/latent",
         title="What attacks leave in the representation",
         runs=runs,
-        evaluations={name: Evaluation(run=name, overrides=("@test", *DIAGNOSIS), probe=Latents()) for name in runs},
+        evaluations={
+            name: Evaluation(run=name, overrides=("@test_mnist", *DIAGNOSIS), probe=Latents()) for name in runs
+        },
         numbers=numbers,
         claims={
             "with the game a fresh probe is nearer to chance (1/3)": lambda t: t[row, ADD] < t[row, NO_DP],

@@ -52,18 +52,20 @@ NOTES = (
 MNIST = "MNIST, 10,000 test images"
 
 
+PGD = {"@cifar": "@pgd_cifar", "@svhn": "@pgd_svhn"}
 CIFAR_WEIGHTS = ("method.lambda_prior=1e-6", "method.lambda_perturbation=0.1", "method.lambda_mse=10")
 """Where the paper's weights for CIFAR-10 differ from those of the other data sets."""
 
 
-def trained(data: str, *, known: str = "@pgd", names: Sequence[str] = (ADD, APE)) -> dict[str, list[str]]:
+def trained(data: str, *, known: str | None = None, names: Sequence[str] = (ADD, APE)) -> dict[str, list[str]]:
     """Runs of the defences on a data set, with a known pair of attacks.
 
     Args:
         data: list of words of the scale, with ``@``.
-        known: likewise.
+        known: likewise; None: PGD of the data set's eps.
         names: defences.
     """
+    known = PGD.get(data, "@pgd") if known is None else known
     runs = {name: [data, known, METHODS[name], "@add" if name == ADD else "@ape"] for name in names}
     if data == "@cifar":
         runs[ADD] += CIFAR_WEIGHTS
@@ -171,7 +173,7 @@ def _table1(
         id=f"add_defense/{study}",
         title=f"Eight attacks, of which PGD is known ({printed})",
         runs=runs,
-        evaluations=tested(runs, "@test"),
+        evaluations=tested(runs, f"@test_{data[1:]}"),
         numbers=table_of,
         claims=claims,
         paper=paper_table("add_defense", study.replace("_", ".")),
@@ -246,7 +248,7 @@ def _fig3(panel: str, known: str, what: str) -> Study:
         id=f"add_defense/{panel}",
         title=f"Eight attacks on MNIST, of which {what} is known (Fig. {panel[3:]})",
         runs=runs,
-        evaluations=tested(runs, "@test"),
+        evaluations=tested(runs, "@test_mnist"),
         numbers=table_of,
         claims={
             f"{ADD} >= {APE} on average": lambda t: average(attacked(t, ADD)) >= average(attacked(t, APE)),
@@ -301,7 +303,7 @@ def fig1a() -> Study:
         id="add_defense/fig1a",
         title="One known attack: adversarial training, and ADD-Defense (Fig. 1a)",
         runs=runs,
-        evaluations=tested(runs, "@test"),
+        evaluations=tested(runs, "@test_mnist"),
         numbers=numbers,
         claims={
             f"{DEF_ADV} fluctuates more over attacks (largest less smallest)": lambda t: (
@@ -346,7 +348,7 @@ def fig12() -> Study:
         id="add_defense/fig12",
         title="Without the prior, and without D_P (Fig. 12)",
         runs=runs,
-        evaluations=tested(runs, "@test"),
+        evaluations=tested(runs, "@test_fmnist"),
         numbers=table_of,
         claims={
             "each removal costs accuracy on average": lambda t: every(
