@@ -16,7 +16,17 @@ from torch import nn
 
 from printed import ROOT, entry
 from redlab.batch import CLEAN, is_oracle
-from redlab.methods import APEGAN, CDDRED, REDRL, ADDDefense, Classifier, Hardened, RestoredClassifier
+from redlab.methods import (
+    APEGAN,
+    CDDRED,
+    HGD,
+    REDRL,
+    ADDDefense,
+    AttentionUNetGAN,
+    Classifier,
+    Hardened,
+    RestoredClassifier,
+)
 from redlab.methods.base import Method
 from redlab.victims import ImageClassifier, state_hash
 
@@ -45,6 +55,7 @@ class Case:
         overfit: options with which it learns 8 images by heart.
         steps: of that training.
         players: names of its players, if it has several.
+        features: its victims have a feature layer.
         start: leads a new network away from a start at which some of its gradients vanish.
     """
 
@@ -55,6 +66,7 @@ class Case:
     overfit: Mapping[str, Any] = field(default_factory=dict)
     steps: int = 120
     players: Sequence[str] = ()
+    features: bool = False
     start: Callable[[Any], object] = lambda method: None
 
     def given(self, victims):
@@ -62,6 +74,9 @@ class Case:
         torch.manual_seed(0)
         sizes = {"channels": 1, "num_classes": CLASSES_OF_THE_DATA, "image_size": 8}
         backbone = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, CLASSES_OF_THE_DATA))
+        if self.features:
+            whole = partial(ImageClassifier, num_classes=CLASSES_OF_THE_DATA, feature_layer="2")
+            victims = {name: whole(victim).eval() for name, victim in victims.items()}
         offers = {"victims": victims, "attack_names": ATTACK_NAMES, **sizes}
         offers["network"] = ImageClassifier(backbone, num_classes=CLASSES_OF_THE_DATA)
         features = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(144, CLASSES_OF_THE_DATA))
@@ -191,6 +206,37 @@ METHODS = {
         overfit={"lr": 1e-2, "width_divisor": 2, "lambda_adv": 0.001},
         steps=120,
         players=("discriminator", "generator"),
+    ),
+    "attunet_gan": Case(
+        method=AttentionUNetGAN,
+        options={"width": 4, "window": 3},
+        changes=[
+            {"width": 6},
+            {"output": "noise"},
+            {"output": "noise", "noise_scale": 0.1},
+            {"lambda_pixel": 1.0},
+            {"lambda_adv": 0.1},
+            {"lambda_class": 0.1},
+            {"lambda_feature": 10.0},
+            {"window": None},
+            {"guide": "b"},
+        ],
+        features=True,
+        overfit={"lr": 5e-3, "width": 8, "lambda_adv": 0.01},
+        steps=150,
+        players=("discriminator", "generator"),
+        # attention starts as nothing, and would stay a rounding error for two steps
+        start=lambda method: [
+            p.fill_(1.0) for name, p in method.generator.named_parameters() if name.endswith("gamma")
+        ],
+    ),
+    "hgd": Case(
+        method=HGD,
+        options={"width": 4},
+        changes=[{"width": 6}, {"guidance": "logits"}, {"guidance": "pixel"}, {"guide": "b"}],
+        overfit={"lr": 1e-2, "width": 16, "guidance": "pixel"},
+        steps=150,
+        features=True,
     ),
     "hardened": Case(
         method=Hardened,

@@ -40,3 +40,20 @@ def warm_up(
         return rising * math.prod(gamma for milestone in milestones if epoch + 1 >= milestone)
 
     return LambdaLR(optimizer, factor)
+
+
+def hold_then_decay(optimizer: Optimizer, *, epochs: int, hold: float = 0.5) -> LambdaLR:
+    """A constant learning rate, then a straight line to 0 at the end of training.
+
+    Args:
+        optimizer: its learning rate is the constant.
+        epochs: of the whole training, at least 1.
+        hold: share of them before the line begins, in [0, 1).
+
+    Raises:
+        ValueError: a number is out of range.
+    """
+    if epochs < 1 or not 0 <= hold < 1:
+        raise ValueError(f"epochs must be at least 1 and hold in [0, 1), got {epochs} and {hold}")
+    start = hold * epochs
+    return LambdaLR(optimizer, lambda epoch: min(1.0, max(0.0, (epochs - epoch) / (epochs - start))))

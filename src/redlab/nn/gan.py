@@ -1,5 +1,8 @@
-"""The game of images of "Generative Adversarial Nets" (2014), on logits, with the loss of the generator that does not
-saturate."""
+"""The games of images that methods play.
+
+Those of "Generative Adversarial Nets" (2014), on logits, with the loss of the generator that does not saturate, and
+those of "Least Squares Generative Adversarial Networks" (2017), on scores.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +31,25 @@ def deception_loss(fake: Tensor, weight: Tensor | None = None) -> Tensor:
         weight: (N,) of each image, which sum to 1; None: all the same.
     """
     return _mean(F.softplus(-fake), weight)
+
+
+def least_squares_real_or_fake_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """What a discriminator minimises: half the mean square of D(real) - 1, and half that of D(fake).
+
+    Args:
+        real: scores of D, any shape.
+        fake: likewise.
+    """
+    return 0.5 * ((real - 1).square().mean() + fake.square().mean())
+
+
+def least_squares_deception_loss(fake: Tensor) -> Tensor:
+    """What a generator minimises: the mean square of D(fake) - 1.
+
+    Args:
+        fake: scores of D, any shape.
+    """
+    return (fake - 1).square().mean()
 
 
 def _mean(values: Tensor, weight: Tensor | None) -> Tensor:
