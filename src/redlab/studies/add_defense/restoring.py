@@ -15,7 +15,7 @@ from redlab.metrics import Samples
 from redlab.report.plots import curve
 from redlab.studies.numbers import Claim, Number, average, every, most, span
 from redlab.studies.paper_numbers import PaperTable, paper_table
-from redlab.studies.study import Evaluation, Seen, Study
+from redlab.studies.study import DIAGNOSIS, Evaluation, Seen, Study
 from redlab.studies.table import Address, Table
 
 TARGET_CLASS = 3
@@ -142,7 +142,7 @@ def targets() -> Study:
         id="add_defense/targets",
         title="The attacked targets on clean images",
         runs={name: [TARGETS[name], "@pgd", METHODS[APE], "@ape"] for name in HERE},
-        evaluations={name: Evaluation(run=name) for name in HERE},
+        evaluations={name: Evaluation(run=name, overrides=("@whole", *DIAGNOSIS)) for name in HERE},
         numbers=lambda seen: {
             (name, "accuracy"): each.rows.where(attack="clean").mean("right_clean") for name, each in seen.items()
         },
