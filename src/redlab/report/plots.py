@@ -57,7 +57,10 @@ def curve(
     lines = list(dict.fromkeys(name for panel in panels.values() for name in panel))
     if not lines:
         raise ValueError("a figure of curves needs a line, got none")
-    figure, all_axes = panels_in_a_row(len(panels), width=max(4.2, 3.1 * len(panels) + 0.4), height=3.2)
+    named = [str(x) for panel in panels.values() for points in panel.values() for x in points if isinstance(x, str)]
+    places = len(dict.fromkeys(named)) * (0.25 + 0.06 * max(map(len, named), default=0))
+    width = max(4.2, max(3.1, places) * len(panels) + 0.4)
+    figure, all_axes = panels_in_a_row(len(panels), width=width, height=3.2)
     for axes, (name, panel) in zip(all_axes, panels.items(), strict=True):
         for line, points in panel.items():
             place = lines.index(line)
@@ -79,8 +82,8 @@ def curve(
         name: handle for axes in all_axes for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)
     }
     figure.legend(
-        [handles[name] for name in lines], lines, loc="outside lower left", ncols=len(lines), frameon=False,
-        fontsize=7.5, labelcolor=INK,
+        [handles[name] for name in lines], lines, loc="outside lower left", frameon=False, fontsize=7.5, labelcolor=INK,
+        ncols=max(1, min(len(lines), int(width / (0.6 + 0.07 * max(map(len, lines)))))),
     )  # fmt: skip
     _title(figure, title)
     return figure

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -41,9 +42,10 @@ def images() -> Study:
         columns: dict[str, Tensor] = {}
         shown = [a for a in ("clean", *NAMES) if a in seen[ADD].rows.attacks]
         for head, name, picture in (("attacked", ADD, "adv"), (ADD, ADD, "restored"), (APE, APE, "restored")):
-            for attack in shown:
-                columns[f"{head}: {NAMES.get(attack, 'clean')}"] = _pictures(seen[name], attack, picture)
-        return image_grid(columns, title="Attacked images, and what the defences make of them")
+            of = torch.stack([_pictures(seen[name], attack, picture) for attack in shown], dim=1)
+            columns |= {f"{head}: {place + 1}": pictures for place, pictures in enumerate(of)}
+        rows = [NAMES.get(attack, "clean") for attack in shown]
+        return image_grid(columns, rows=rows, title="Attacked images, and what the defences make of them")
 
     return Study(
         id="add_defense/images",
