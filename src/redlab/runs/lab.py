@@ -140,7 +140,7 @@ class Lab:
             evaluations = self.study.evaluations.items()
             seen.append({name: self.see(runs[asked.run][place], asked) for name, asked in evaluations})
         table = self.study.table(seen)
-        data = finalise(compose(self.words(next(iter(self.study.runs))))).data.name
+        data = "+".join(dict.fromkeys(finalise(compose(self.words(name))).data.name for name in self.study.runs))
         found = make_card(
             self.study,
             table,

@@ -52,7 +52,7 @@ class Card:
         study: id of the study.
         title: what it shows.
         scale: name of the scale.
-        data: data set of our numbers.
+        data: data set of our numbers; of several, all their names with + between.
         paper_data: data set of the paper's.
         device: on which the rows were counted; that of each run stands there.
         seeds: of the runs.
