@@ -1,0 +1,29 @@
+"""Every study of a paper runs, at the scale that says nothing about the methods."""
+
+from pathlib import Path
+
+import pytest
+
+from redlab.runs import lab
+from redlab.studies import Card, find
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:.*in eval mode at the start of training"),
+    pytest.mark.filterwarnings("ignore:.*is smaller than the logging interval"),
+]
+
+
+@pytest.mark.parametrize("paper", ["add_defense"])
+def test_every_study_runs_and_leaves_a_card(paper: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = lab.studies(f"{paper}/*", "smoke", [0], [], tmp_path / "results")
+    assert [card.study for card in made] == [study.id for study in find(f"{paper}/*")]
+    for card in made:
+        path = tmp_path / "results" / f"{card.study}_{card.data}_smoke.json"
+        assert Card.load(path) == card
+        assert card.numbers, card.study
+        assert path.with_suffix(".md").is_file()
+        assert not [claim["text"] for claim in card.claims if claim["verdict"] == "no number"], card.study
