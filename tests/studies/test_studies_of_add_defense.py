@@ -129,6 +129,8 @@ def test_a_table_gives_the_papers_numbers_on_rows_that_have_them(table: str) -> 
         assert ours[address].mean == pytest.approx(number.mean, abs=1e-4), address
     assert ours[ADD, AWARE].mean == pytest.approx(0.1)
     assert failing(study, seen) == set()
+    assert study.figure is not None
+    assert [axes.get_title(loc="left") for axes in study.figure(seen, ours).axes] == ["ours", "the paper"]
     judged = study.judge(study.printed)
     assert {text for text, c in judged.items() if not isinstance(c, Claim) or c.verdict != "holds"} == set()
 

@@ -22,6 +22,7 @@ from redlab.studies.add_defense.restoring import (
     accuracy,
     attacked,
     by_attack,
+    lines,
     rows_named,
     table_of,
     tested,
@@ -38,6 +39,7 @@ SPATIAL = ("ST_u", "ST_t", "SFW_u")
 
 def table2() -> Study:
     """Table 2: attacks that move pixels; ADD-Defense-S knows one of them."""
+    paper = rows_named(paper_table("add_defense", "table2"), Ori=NO_DEFENCE)
     runs = trained("@mnist") | {ADD_S: trained("@mnist", known="@spatial", names=(ADD,))[ADD]}
 
     def rising(t: Table) -> Claim:
@@ -55,7 +57,8 @@ def table2() -> Study:
                 (t[ADD_S, CLEAN] < t[ADD, CLEAN]) & t[ADD_S, CLEAN].near(t[ADD, CLEAN], by=0.02)
             ),
         },
-        paper=rows_named(paper_table("add_defense", "table2"), Ori=NO_DEFENCE),
+        figure=lambda _, t: lines(t, (*SPATIAL, CLEAN), Table.printed(paper)),
+        paper=paper,
         paper_data=MNIST,
         notes=(*NOTES, f"The text has 0.9634 (PGD_u) and 0.9749 (PGD_t) of {ADD_S}."),
     )

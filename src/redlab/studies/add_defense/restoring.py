@@ -126,6 +126,16 @@ def rows_named(table: PaperTable, **names: str) -> PaperTable:
     return replace(table, rows=tuple(rows))
 
 
+def lines(t: Table, columns: Sequence[str], printed: Table | None = None) -> Figure:
+    """Each row of a table over its columns, beside those of the paper where it prints them."""
+    panels = {"ours": t} | ({} if printed is None else {"the paper": printed})
+    return curve(
+        {name: {row: {c: of[row, c] for c in columns} for row in of.rows} for name, of in panels.items()},
+        truth=(NO_DEFENCE,),
+        title="Accuracy of the target on restored images",
+    )
+
+
 # ---- targets ------------------------------------------------------------------------------------------------------
 
 TARGETS = {"MNIST": "@mnist", "Fashion-MNIST": "@fmnist", "CIFAR-10": "@cifar", "SVHN": "@svhn"}
@@ -168,7 +178,7 @@ def _table1(
     study: str, data: str, printed: str, paper_data: str, claims: Mapping[str, Callable[[Table], Claim]]
 ) -> Study:
     """Table 1: the known attacks are PGD, untargeted and towards class 3."""
-    runs = trained(data)
+    runs, paper = trained(data), paper_table("add_defense", study.replace("_", "."))
     return Study(
         id=f"add_defense/{study}",
         title=f"Eight attacks, of which PGD is known ({printed})",
@@ -176,7 +186,8 @@ def _table1(
         evaluations=tested(runs, f"@test_{data[1:]}"),
         numbers=table_of,
         claims=claims,
-        paper=paper_table("add_defense", study.replace("_", ".")),
+        figure=lambda _, t: lines(t, (*EIGHT, CLEAN), Table.printed(paper)),
+        paper=paper,
         paper_data=paper_data,
         notes=NOTES,
     )
@@ -260,14 +271,9 @@ def _fig3(panel: str, known: str, what: str) -> Study:
                 helps, names=(ADD, APE, APE_D)
             ),
         },
-        figure=_lines,
+        figure=lambda _, t: lines(t, (*EIGHT, CLEAN)),
         notes=(*NOTES, "The paper draws these bars and prints no number of them."),
     )
-
-
-def _lines(_: Mapping[str, Seen], t: Table) -> Figure:
-    rows = {name: {c: t[name, c] for c in (*EIGHT, CLEAN)} for name in t.rows}
-    return curve({"accuracy": rows}, truth=(NO_DEFENCE,), title="Accuracy of the target on restored images")
 
 
 def fig3a() -> Study:
@@ -313,18 +319,11 @@ def fig1a() -> Study:
                 average(attacked(t, DEF_ADV, UNTARGETED)) < average(attacked(t, ADD, UNTARGETED))
             ),
         },
-        figure=_lines_of_fig1a,
+        figure=lambda _, t: lines(t, UNTARGETED),
         notes=(
             f"Attacks are made on the target as it was, as the heights in the paper's figure suggest; against "
             f"{DEF_ADV} they are transferred. Only '{AWARE}' attacks the trained network itself.",
         ),
-    )
-
-
-def _lines_of_fig1a(_: Mapping[str, Seen], t: Table) -> Figure:
-    return curve(
-        {"accuracy": {name: {c: t[name, c] for c in UNTARGETED} for name in t.rows}},
-        title="One known attack, FGSM",
     )
 
 
@@ -356,7 +355,7 @@ def fig12() -> Study:
             ),
             "the prior matters more under unknown attacks": lambda t: drop(t, KNOWN) < drop(t, UNKNOWN),
         },
-        figure=_lines,
+        figure=lambda _, t: lines(t, (*EIGHT, CLEAN)),
         notes=(*NOTES, "The paper's figure is of SVHN and prints no number."),
     )
 
