@@ -129,7 +129,8 @@ def looked(paper: str, evaluation: Evaluation) -> Seen:
     return LOOKED[alike]
 
 
-@pytest.mark.parametrize("name", STUDIES)
+# of ADD-Defense an evaluation names a list of the scale, which a lab alone resolves: test_smoke.py makes these
+@pytest.mark.parametrize("name", [name for name in STUDIES if not name.startswith("add_defense/")])
 def test_numbers_claims_and_figure_of_a_study(name: str) -> None:
     (study,) = find(name)
     seen = {n: looked(name.split("/")[0], evaluation) for n, evaluation in study.evaluations.items()}
