@@ -191,7 +191,8 @@ def test_table5_tells_the_two_protocols_apart() -> None:
     assert ours["MNIST-Linf, Our (eps=0.3)", "accuracy"].mean == pytest.approx(0.97)
     assert ours["MNIST-Linf, Our (eps=0.3)", "end to end"].mean == pytest.approx(0.02)
     assert verdicts(study, both)["trained with eps 0.3 at least as good as with 0.15"] == "holds"
-    assert is_only(failing(study, both), "end to end no lower")
+    swapped = {"Our (eps=0.3)": both["Our (eps=0.1)"], "Our (eps=0.1)": both["Our (eps=0.3)"]}
+    assert len(failing(study, swapped)) == 1
     assert study.printed["MNIST-Linf, CROWN", "accuracy"].mean == 0.9396
 
 

@@ -299,4 +299,5 @@ def test_a_folder_of_images_goes_by_a_name_of_its_own_on_a_card() -> None:
     found = OmegaConf.to_container(OmegaConf.load(conf_dir() / "study" / "redrl.yaml").scales)
     names = {scale: compose([w for w in words if w.startswith("data")]).data.name for scale, words in found.items()}
     smaller = {"smoke": "digits", "small": "fashion_mnist", "small_cifar": "cifar10_first4000"}
+    smaller |= dict.fromkeys(("long_cifar", "wide_cifar"), "cifar10_first4000")
     assert names == smaller | {"paper": "cifar10_64"}
