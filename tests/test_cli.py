@@ -86,7 +86,7 @@ def damage(path, how):
     [
         ("trainer.max_epoch=3", ["trainer.max_epoch", "Did you mean 'trainer.max_epochs'?"]),
         slow("metod=do", ["metod", "Did you mean 'method'?"]),
-        ("method=cdd_rde", ["method=cdd_rde", "Did you mean 'cdd_red'?", "Options: cdd_red, classifier, do, ds"]),
+        ("method=cdd_rde", ["method=cdd_rde", "Did you mean 'cdd_red'?", "Options: add_defense, ape_gan, attunet_gan"]),
         ("data=digit", ["data=digit", "Did you mean 'digits'?", "fashion_mnist"]),
         ("optim@method.optimizer=sdg", ["Did you mean 'sgd'?"]),
         ("method.optimizer.lr=abc", ["method.optimizer.lr must be a number", "'abc'"]),
@@ -355,7 +355,7 @@ def test_help_of_train(call, capsys):
         call(cli.train, "--help")
     assert end.value.code == 0
     said = capsys.readouterr().out
-    for word in ("method: cdd_red, classifier, do, ds", "fashion_mnist", "resume=", "max_epochs", "-m "):
+    for word in ("method: add_defense, ape_gan, attunet_gan", "fashion_mnist", "resume=", "max_epochs", "-m "):
         assert word in said
 
 
