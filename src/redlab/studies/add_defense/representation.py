@@ -163,7 +163,9 @@ def detected(rows: Samples) -> dict[tuple[str, str], float]:
     negatives = torch.where(half[:, None], parts["clean"], parts["noisy"])
     x = torch.cat([parts["adv"][:cut], negatives[:cut]]).numpy()
     y = torch.cat([torch.ones(cut), torch.zeros(cut)]).numpy()
-    fitted = GridSearchCV(LogisticRegression(max_iter=2000), {"C": [10.0**k for k in range(-4, 5)]}, cv=5)
+    fitted = GridSearchCV(
+        LogisticRegression(solver="newton-cg", max_iter=2000), {"C": [10.0**k for k in range(-4, 5)]}, cv=5
+    )
     detector: Any = make_pipeline(MinMaxScaler(), fitted).fit(x, y)
     found = {}
     for row, what in (("adv", "adv"), ("def", "restored")):
@@ -219,7 +221,7 @@ def separable(rows: Samples, attacks: list[str]) -> float:
     z = torch.stack([mine[name] for name in mine.columns if name[0] == "z" and name[1:].isdigit()], dim=1).numpy()
     truth, image = mine["attack"].long().numpy(), mine["image"].long()
     fold = ((image * 2654435761) % 5).numpy()
-    model: Any = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300))
+    model: Any = make_pipeline(StandardScaler(), LogisticRegression(solver="newton-cg", max_iter=300))
     parts = [([*(fold != k).nonzero()[0]], [*(fold == k).nonzero()[0]]) for k in range(5)]
     folds = [(train, test) for train, test in parts if train and test]
     return float((cross_val_predict(model, z, truth, cv=folds) == truth).mean())
