@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from redlab.batch import AttackBatch
-from redlab.methods.base import Method, OptimizerPartial, SchedulerPartial
+from redlab.methods.base import Method, OptimizerPartial, SchedulerPartial, chosen
 from redlab.nn import Frame, least_squares_deception_loss, least_squares_real_or_fake_loss
 from redlab.victims import ImageClassifier
 
@@ -295,9 +295,7 @@ class AttentionUNetGAN(Method):
             raise ValueError(f"output must be one of {OUTPUTS}, got {output!r}")
         if noise_scale is not None and (output != "noise" or not 0 < noise_scale <= 1):
             raise ValueError(f"noise_scale must be in (0, 1], and goes with output=noise, got {noise_scale}")
-        guide = next(iter(victims), "") if guide is None else guide
-        if guide not in victims:
-            raise ValueError(f"guide must be one of {list(victims)}, got {guide!r}")
+        guide = chosen("guide", guide, victims)
         self.save_hyperparameters(ignore=["victims", "optimizer", "scheduler"])
         self.guide = victims[guide].requires_grad_(False).eval()
         if lambda_feature and getattr(self.guide, "feature_layer", None) is None:

@@ -32,6 +32,23 @@ MONITORS = {
 """Which number picks the best checkpoint of a method, by the first of these capabilities that it has."""
 
 
+def chosen(what: str, name: str | None, victims: Mapping[str, nn.Module]) -> str:
+    """The victim that a method's option names; None: the first one.
+
+    Args:
+        what: the option, for the message.
+        name: its value.
+        victims: by name.
+
+    Raises:
+        ValueError: there is no such victim.
+    """
+    name = next(iter(victims), "") if name is None else name
+    if name not in victims:
+        raise ValueError(f"{what} must be one of {list(victims)}, got {name!r}")
+    return name
+
+
 class NotFiniteError(ValueError):
     """The training loss is NaN or infinite."""
 

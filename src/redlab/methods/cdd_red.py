@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from redlab.batch import AttackBatch
-from redlab.methods.base import Method, OptimizerPartial, SchedulerPartial
+from redlab.methods.base import Method, OptimizerPartial, SchedulerPartial, chosen
 from redlab.nn import DnCNN
 from redlab.rng import generator
 
@@ -208,9 +208,7 @@ class CDDRED(Method):
     ) -> None:
         super().__init__(optimizer=optimizer, scheduler=scheduler)
         self.monitor = "val/pa_benign"
-        classifier = next(iter(victims), "") if classifier is None else classifier
-        if classifier not in victims:
-            raise ValueError(f"classifier must be one of {list(victims)}, got {classifier!r}")
+        classifier = chosen("classifier", classifier, victims)
         augment = [str(name) for name in augment]  # a plain list, as checkpoints need
         if unknown := set(augment) - (known := set(AUGMENTATIONS) - {"identity"}):
             raise ValueError(f"augment must be out of {sorted(known)}, got {sorted(unknown)}")

@@ -17,11 +17,10 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from scipy.stats import beta  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
 from redlab.batch import AttackBatch
-from redlab.methods.base import Method, OptimizerPartial, SchedulerPartial
+from redlab.methods.base import Method, OptimizerPartial, SchedulerPartial, chosen
 from redlab.nn import Decoder, Encoder, Frame
 from redlab.nn.strided import SIDE
 from redlab.rng import generator
@@ -51,6 +50,8 @@ def lower_bound(hits: Tensor, draws: int, alpha: float) -> Tensor:
     >>> round(float(lower_bound(torch.tensor([1000]), 1000, 0.001)), 6)  # 0.001 ** (1 / 1000)
     0.993116
     """
+    from scipy.stats import beta  # type: ignore[import-untyped]
+
     found = beta.ppf(alpha, hits.cpu().numpy(), draws - hits.cpu().numpy() + 1)
     return torch.as_tensor(found, dtype=torch.float64).nan_to_num(0.0)  # without a hit there is no such beta
 
@@ -90,9 +91,7 @@ class Hardened(Method):
             raise ValueError(f"noise must be finite and not negative, got {noise}")
         if draws < 1:
             raise ValueError(f"draws must be at least 1, got {draws}")
-        victim = next(iter(victims), "") if victim is None else victim
-        if victim not in victims:
-            raise ValueError(f"victim must be one of {list(victims)}, got {victim!r}")
+        victim = chosen("victim", victim, victims)
         self.save_hyperparameters(ignore=["victims", "optimizer", "scheduler"])
         self.net = trainable(victims[victim])
         if fresh:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from redlab.batch import AttackBatch
-from redlab.methods.base import Method, OptimizerPartial, SchedulerPartial
+from redlab.methods.base import Method, OptimizerPartial, SchedulerPartial, chosen
 from redlab.nn import Frame
 from redlab.victims import ImageClassifier
 
@@ -110,9 +110,7 @@ class HGD(Method):
         super().__init__(optimizer=optimizer, scheduler=scheduler)
         if guidance not in GUIDANCE:
             raise ValueError(f"guidance must be one of {GUIDANCE}, got {guidance!r}")
-        guide = next(iter(victims), "") if guide is None else guide
-        if guide not in victims:
-            raise ValueError(f"guide must be one of {list(victims)}, got {guide!r}")
+        guide = chosen("guide", guide, victims)
         self.save_hyperparameters(ignore=["victims", "optimizer", "scheduler"])
         self.guide = victims[guide].requires_grad_(False).eval()
         if guidance == "features" and getattr(self.guide, "feature_layer", None) is None:

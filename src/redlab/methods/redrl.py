@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock
 
 from redlab.batch import AttackBatch
-from redlab.methods.base import Method, OptimizerPartial, SchedulerPartial
+from redlab.methods.base import Method, OptimizerPartial, SchedulerPartial, chosen
 from redlab.victims import ImageClassifier
 
 PIXELS, FEATURES = 3 * 64 * 64, 256 * 16 * 16
@@ -279,9 +279,7 @@ class REDRL(Method):
             return
         self.reconstructor = Reconstructor(channels, width, blocks, inner_skip=inner_skip, global_skip=global_skip)
         if lambda_class:
-            classifier = next(iter(victims), "") if classifier is None else classifier
-            if classifier not in victims:
-                raise ValueError(f"classifier must be one of {list(victims)}, got {classifier!r}")
+            classifier = chosen("classifier", classifier, victims)
             self.classifier = victims[classifier].requires_grad_(False).eval()
         if lambda_feature:
             features = helpers.get("features")

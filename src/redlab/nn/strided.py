@@ -64,7 +64,7 @@ def initialise(net: nn.Module) -> None:
     image for hundreds of steps, or for good. Of a transposed convolution an output has a quarter of the kernel's terms.
     """
     for module in net.modules():
-        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
             fan = module.weight[0].numel()
             if isinstance(module, nn.ConvTranspose2d):
                 fan = module.in_channels * module.weight[0, 0].numel() // (module.stride[0] * module.stride[1])

@@ -8,15 +8,9 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from sklearn.linear_model import LogisticRegression
-from sklearn.manifold import TSNE
-from sklearn.metrics import precision_score, recall_score, roc_auc_score
-from sklearn.model_selection import GridSearchCV, cross_val_predict
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import MinMaxScaler, StandardScaler
 from torch import Tensor
 
-from redlab.metrics import Samples
+from redlab.metrics import Samples, auroc
 from redlab.probes import FirstMap, IntrinsicDimension, Latents, Perturbations
 from redlab.report.plots import embedding, image_grid
 from redlab.studies.add_defense.restoring import ADD, NAMES, NO_DP, trained
@@ -39,6 +33,8 @@ def kept(seen: Seen, attack: str, picture: str) -> tuple[Tensor, Tensor]:
 
 def embedded(images: Tensor) -> Tensor:
     """(N, 2) in [0, 1]: t-SNE of images (N, C, H, W)."""
+    from sklearn.manifold import TSNE
+
     points = images.flatten(1).double().numpy()
     found = TSNE(perplexity=min(30, (len(points) - 1) / 3), random_state=0).fit_transform(points)
     flat = torch.as_tensor(found)
@@ -157,6 +153,12 @@ def detected(rows: Samples) -> dict[tuple[str, str], float]:
 
     Trained on four fifths of the images. Negatives are clean and noisy images, a half each, as many as positives.
     """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import precision_score, recall_score
+    from sklearn.model_selection import GridSearchCV
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import MinMaxScaler
+
     parts = {what: features(rows, what) for what in ("adv", "clean", "noisy", "restored")}
     count = len(parts["adv"])
     cut, half = max(count * 4 // 5, 1), torch.arange(count) % 2 == 0
@@ -172,7 +174,9 @@ def detected(rows: Samples) -> dict[tuple[str, str], float]:
         tested = torch.cat([parts[what][cut:], negatives[cut:]]).numpy()
         truth = torch.cat([torch.ones(count - cut), torch.zeros(count - cut)]).numpy()
         score, said = detector.predict_proba(tested)[:, 1], detector.predict(tested)
-        found[row, "ROC-AUC"] = float(roc_auc_score(truth, score))
+        found[row, "ROC-AUC"] = auroc(
+            Samples({"score_lid": torch.as_tensor(score), "attacked": torch.as_tensor(truth)}, {}), "lid"
+        )
         found[row, "Precision"] = float(precision_score(truth, said, zero_division=0))
         found[row, "Recall"] = float(recall_score(truth, said, zero_division=0))
     return found
@@ -217,6 +221,11 @@ def table6() -> Study:
 
 def separable(rows: Samples, attacks: list[str]) -> float:
     """Share of images whose attack a linear classifier tells by z, in five folds over images."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import cross_val_predict
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     mine = rows.where(attack=attacks, knowledge="victim")
     z = torch.stack([mine[name] for name in mine.columns if name[0] == "z" and name[1:].isdigit()], dim=1).numpy()
     truth, image = mine["attack"].long().numpy(), mine["image"].long()
