@@ -79,6 +79,7 @@ STEPS = [
         ["data.limit_test=23"],
         ["mix.quantize=8"],
         ["seed=1"],
+        ["judges=[small_cnn]"],
         ["mix.components.pgd.attack.steps=4"],
         ["trainer.precision=bf16-mixed"],
     ],

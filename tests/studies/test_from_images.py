@@ -92,7 +92,6 @@ def look(paper: str, mix: str, evaluation: Evaluation) -> Seen:
         victims=nets,
         attack_names=crafted.attack_names,
         setting_names={place: names for place, names in settings.items() if names},
-        judges=evaluation.judges,
     )
     index, parts, pictures = torch.arange(8), [], []
     x = torch.rand(8, 1, 12, 12, generator=torch.Generator().manual_seed(0))
@@ -123,7 +122,7 @@ LOOKED: dict[str, Seen] = {}
 
 def looked(paper: str, evaluation: Evaluation) -> Seen:
     mix = next((word for word in evaluation.overrides if word.startswith("mix=")), paper)
-    alike = repr((paper, mix, evaluation.attacks, evaluation.probe, evaluation.judges))
+    alike = repr((paper, mix, evaluation.attacks, evaluation.probe))
     if alike not in LOOKED:
         LOOKED[alike] = look(paper, mix, evaluation)
     return LOOKED[alike]

@@ -10,7 +10,6 @@ from omegaconf import OmegaConf
 from redlab.metrics import Samples
 from redlab.runs.config import compose, conf_dir
 from redlab.studies import Seen, paper_table
-from redlab.studies.redrl.accuracy import by_eps, eps_of
 from redlab.studies.redrl.recognition import (
     ALL,
     CLASSES,
@@ -20,6 +19,7 @@ from redlab.studies.redrl.recognition import (
     WEIGHTS,
     recognition,
 )
+from redlab.studies.study import by_eps, eps_of
 
 NAMES = {text: name for name, text in CLASSES.items()}
 

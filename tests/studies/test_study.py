@@ -212,7 +212,6 @@ def test_runs_get_the_scale_their_own_words_and_the_users() -> None:
 
 def test_an_evaluation_of_the_run_alone_is_its_own_test() -> None:
     assert Evaluation(run="A").own_test
-    assert not Evaluation(run="A", judges=["net"]).own_test
     assert not Evaluation(run="A", attacks={"clean": Component(attack=None)}).own_test
 
 

@@ -166,7 +166,7 @@ class AttackDataModule(LightningDataModule):
             victims=self.victims,
             attack_names=self.mix.attack_names,
             setting_names=settings,
-            judges=judges,
+            judges=None if judges is None else list(judges),
             probe=probe,
             keep_images=keep_images,
         )

@@ -152,7 +152,7 @@ class Lab:
             device=_device_name(),
             seconds=time.perf_counter() - started,
         )
-        path = found.save(out / f"{self.study.id}_{data}_{self.scale}.json")
+        path = found.save(out / ("_".join(filter(None, (self.study.id, data, self.scale))) + ".json"))
         for each in card_tables(found):
             console.print(table_for_console(each))
         path.with_suffix(".md").write_text(card_markdown(found), encoding="utf-8")
@@ -195,7 +195,7 @@ class Lab:
                 diagnosis=cfg.mix.diagnosis,
                 seed=own.seed,
             )
-        data.attach(method, judges=asked.judges, probe=asked.probe, keep_images=asked.keep_images)
+        data.attach(method, judges=cfg.get("judges"), probe=asked.probe, keep_images=asked.keep_images)
         cfg.bank = "auto" if all(c.knowledge == "victim" for c in data.mix.components.values()) else None
         data.bank = open_bank(cfg, data, stages=("test",))
         trainer = make_trainer(cfg, Path("outputs"), [StopOnSignal()], [], testing=True)

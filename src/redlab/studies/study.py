@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -67,8 +68,7 @@ class Evaluation:
     Attributes:
         run: a name in ``Study.runs``.
         attacks: the attacks of its mix, by name; None means those of the run.
-        overrides: of the config of the evaluation, such as other victims or data.
-        judges: names of the victims that judge every image; None means that each image is judged by the one attacked.
+        overrides: of the config of the evaluation, such as other victims, judges or data.
         probe: what is looked at besides.
         keep_images: of so many images in each cell the probe's pictures are kept.
     """
@@ -76,7 +76,6 @@ class Evaluation:
     run: str
     attacks: Mapping[str, Component] | None = None
     overrides: Sequence[str] = ()
-    judges: Sequence[str] | None = None
     probe: Probe | None = None
     keep_images: int = 0
 
@@ -208,6 +207,23 @@ def by_column(
     return lambda seen: {
         (row, name): n for name, each in seen.items() for row, n in of(each.rows.where(**where)).items()
     }
+
+
+def by_eps(rows: Samples) -> dict[float, Samples]:
+    """Rows by the eps of their setting, the least first; those without one are left out."""
+    named = [(eps, name) for name in rows.settings if (eps := eps_of(name)) is not None]
+    names = {eps: [name for other, name in named if other == eps] for eps, _ in sorted(named)}
+    return {eps: rows.where(setting=of) for eps, of in names.items()}
+
+
+def eps_of(setting: str) -> float | None:
+    """The eps in the name of a setting, None where it has none.
+
+    >>> eps_of("eps=4/255 size=8") == 4 / 255
+    True
+    """
+    found = re.search(r"\beps=(\S+)", setting)
+    return None if found is None else float(Fraction(found[1]))
 
 
 def merge_overrides(*groups: Sequence[str]) -> list[str]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from fractions import Fraction
 from functools import partial
 
 from redlab.metrics import Samples
@@ -28,7 +26,7 @@ from redlab.studies.redrl.recognition import (
     TINY,
     told,
 )
-from redlab.studies.study import Evaluation, Seen, Study, by_column
+from redlab.studies.study import Evaluation, Seen, Study, by_column, by_eps
 from redlab.studies.table import Address, Table
 
 NETWORKS = {
@@ -53,23 +51,6 @@ def network(victim: str) -> str:
 def networks(t: Table) -> list[str]:
     """The networks of a table with rows ``<network>, <class>``."""
     return list(dict.fromkeys(row.partition(", ")[0] for row in t.rows))
-
-
-def by_eps(rows: Samples) -> dict[float, Samples]:
-    """Rows by the eps of their setting, the least first; those without one are left out."""
-    named = [(eps, name) for name in rows.settings if (eps := eps_of(name)) is not None]
-    names = {eps: [name for other, name in named if other == eps] for eps, _ in sorted(named)}
-    return {eps: rows.where(setting=of) for eps, of in names.items()}
-
-
-def eps_of(setting: str) -> float | None:
-    """The eps in the name of a setting, None where it has none.
-
-    >>> eps_of("eps=4/255 size=8") == 4 / 255
-    True
-    """
-    found = re.search(r"\beps=(\S+)", setting)
-    return None if found is None else float(Fraction(found[1]))
 
 
 def _accuracy(rows: Samples) -> dict[tuple[str, str, str], float]:

@@ -8,7 +8,7 @@ from functools import partial
 from redlab.metrics import Samples, confusion, unknown_auroc
 from redlab.report.plots import heat
 from redlab.studies.numbers import Claim, every
-from redlab.studies.redrl.accuracy import by_eps, network
+from redlab.studies.redrl.accuracy import network
 from redlab.studies.redrl.recognition import (
     ALL,
     CLASSES,
@@ -23,7 +23,7 @@ from redlab.studies.redrl.recognition import (
     recognition,
     told,
 )
-from redlab.studies.study import DIAGNOSIS, Evaluation, Seen, Study, by_column
+from redlab.studies.study import DIAGNOSIS, Evaluation, Seen, Study, by_column, by_eps
 from redlab.studies.table import Address, Table
 
 RESTORED = "G(I), attacked"

@@ -15,9 +15,9 @@ from redlab.probes import Perturbations, Saliency, centred
 from redlab.report.pictures import residual, residual_limit
 from redlab.report.plots import image_grid, profiles
 from redlab.studies.numbers import Claim, Number, average, every, most, rank_correlation, span
-from redlab.studies.redrl.accuracy import RUN_OF_VICTIMS, by_eps, network
+from redlab.studies.redrl.accuracy import RUN_OF_VICTIMS, network
 from redlab.studies.redrl.recognition import ALL, CLASSES, GLOBAL, RESIDUAL, RUNS, told
-from redlab.studies.study import DIAGNOSIS, Evaluation, Seen, Study
+from redlab.studies.study import DIAGNOSIS, Evaluation, Seen, Study, by_eps
 from redlab.studies.table import Address, Table
 
 QUARTERS = (1, 2, 3, 4)
