@@ -11,6 +11,7 @@ from redlab.studies import STUDIES, Scale, find, merge_overrides
 PAPERS = sorted((conf_dir() / "study").glob("*.yaml"))
 GIVEN = {
     "add_defense": {},
+    "attunet_gan": {},
     "cdd_red": {"paper": ["data.root=there", "data.num_classes=1000"]},
     "redrl": {"paper": ["data.root=there"]},
 }

@@ -53,7 +53,7 @@ KNOWING = (
 
 
 def both_stages(name: str, known: str, *words: str, post: Sequence[str] = ()) -> dict[str, list[str]]:
-    """The runs of both stages: ``<name>, stage 1``, and ``<name>``, which starts from it.
+    """The runs of both stages: ``stage 1 of <name>``, and ``<name>``, which starts from it.
 
     Args:
         name: of the run of stage 2.
@@ -62,8 +62,8 @@ def both_stages(name: str, known: str, *words: str, post: Sequence[str] = ()) ->
         post: of stage 2 alone.
     """
     return {
-        f"{name}, stage 1": [known, "method=attunet_gan", "@stage_1", *words],
-        name: [known, "method=attunet_gan_post", "@stage_2", *words, *post, f"init=@{name}, stage 1"],
+        f"stage 1 of {name}": [known, "method=attunet_gan", "@stage_1", *words],
+        name: [known, "method=attunet_gan_post", "@stage_2", *words, *post, f"init=@stage 1 of {name}"],
     }
 
 
@@ -72,7 +72,7 @@ THREE = both_stages(NOISE, NARROW, *OF_NOISE) | both_stages(IMAGE, NARROW)
 THREE[IMAGE2] = [*THREE[IMAGE][:-1], "method.lambda_adv=1e-2", THREE[IMAGE][-1]]
 """Table 1: the training has eps up to 16/255. Both image methods share their stage 1."""
 
-WIDEST = "Image Reconstruction, up to 128"
+WIDEST = "Image Reconstruction up to 128"
 WIDELY = both_stages(WIDEST, WIDE)
 """Tables 2 and 3: up to 128/255."""
 
@@ -184,7 +184,7 @@ def params() -> Study:
 def victims() -> Study:
     """Section 7: the networks on clean images, those that G never meets among them."""
     row = "clean accuracy"
-    run = f"{WIDEST}, stage 1"  # nothing of it enters
+    run = f"stage 1 of {WIDEST}"  # nothing of it enters
 
     def numbers(seen: Mapping[str, Seen]) -> dict[Address, float]:
         found = {name: of.clean for each in seen.values() for (name,), of in each.rows.groups("victim")}
@@ -324,7 +324,7 @@ FIRST, BOTH, AT_ONCE = "stage 1", "both stages", "features in stage 1"
 
 def stages() -> Study:
     """Section 6: two stages, or the features in stage 1."""
-    first, second = f"{IMAGE}, stage 1", IMAGE
+    first, second = f"stage 1 of {IMAGE}", IMAGE
     runs = {
         first: THREE[first],
         second: THREE[second],
@@ -515,7 +515,7 @@ def leak() -> Study:
             for part, victim in network.items():
                 mine = each.rows.where(victim=victim)
                 table[f"without G, {part}", name] = 100 * mine.clean.mean("right_clean")
-                missed = mine.take((mine["right_clean"] == 0).nonzero()[:, 0])
+                missed = mine.take((mine["right_clean"] == 0).nonzero()[:, 0]).where(attack="fgsm")
                 table |= {
                     (f"{255 * eps:g}, {part}, {WRONG}", name): 100 * of.mean("right_restored")
                     for eps, of in by_eps(missed).items()
