@@ -44,6 +44,8 @@ MOVES = (
     # and these are those of the images, or the run stops; where a network or a method takes them, it counts there
     (("data.num_classes", "data.channels", "data.image_size", "data.mean", "data.std"), {}),
     (("data.batch_size", "data.val_size", "data.limit_train", "data.limit_val"), {R}),
+    ("data.hold_out", {V, R, E}),
+    ("data.use", {R}),
     ("data.limit_test", {R, E}),
     (("data.num_workers", "data.eval_batch_size"), {}),
     (("data.source", "data.mix", "data.victims", "data.seed"), {}),  # redlab hands these over itself

@@ -32,7 +32,10 @@ ALLOWED = {
     "probes": {"rng", "precision", "batch", "metrics", "victims", "evaluation"},
     "data": {"rng", "batch", "attacks", "crafting", "evaluation"},
     "methods": {"rng", "batch", "nn", "metrics", "evaluation", "victims"},
-    "studies": {"spelling", "provenance", "batch", "attacks", "crafting", "metrics", "report", "probes"},
+    "studies": {
+        *("spelling", "provenance", "batch", "attacks", "crafting", "metrics", "report", "probes"),
+        *("victims", "methods"),  # to count their parameters
+    },
     "runs": {
         *("provenance", "batch", "metrics", "victims", "attacks", "crafting", "report", "evaluation", "probes"),
         *("data", "methods", "studies", "extras", "spelling"),

@@ -11,24 +11,19 @@ from torch import Tensor
 from redlab.metrics import Samples
 from redlab.runs.config import compose, conf_dir
 from redlab.studies import Claim, Scale, Seen, Study, find
-from redlab.studies.attunet_gan import (
-    AT_ONCE,
+from redlab.studies.attunet_gan.questions import AT_ONCE, BOTH, FIRST, PREDICTED, TRUE, WRONG
+from redlab.studies.attunet_gan.recovering import (
     AWARE,
-    BOTH,
     EXPOSED,
-    FIRST,
     GUIDE,
     IMAGE,
     IMAGE2,
     NOISE,
     OTHER,
-    PREDICTED,
     RECOVERED,
     SHOWN,
     SOURCES,
-    TRUE,
     WIDEST,
-    WRONG,
 )
 
 COUNT = 10000

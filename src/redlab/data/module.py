@@ -19,6 +19,8 @@ from redlab.data.sources import Splits
 from redlab.evaluation import Evaluator
 from redlab.rng import generator
 
+USES = ("all", "held_out", "seen")
+
 
 class AttackDataModule(LightningDataModule):
     """A data set whose batches arrive attacked.
@@ -44,6 +46,8 @@ class AttackDataModule(LightningDataModule):
         eval_batch_size: the same for validation and test, rounded up to a multiple of the number of ranks; nothing but
             speed depends on it.
         val_size: share (below 1) or number of training images kept for validation; 0 for none.
+        hold_out: number of training images that no victim is trained on, the same for every seed.
+        use: which training images there are: "all", those "held_out", or those that victims have "seen".
         num_workers: processes that read images, on each rank.
         limit_train: use only so many training images, chosen by ``seed``; None for all.
         limit_val: the same for validation.
@@ -73,6 +77,8 @@ class AttackDataModule(LightningDataModule):
         batch_size: int = 128,
         eval_batch_size: int = 256,
         val_size: float = 0.1,
+        hold_out: int = 0,
+        use: str = "all",
         num_workers: int = 0,
         limit_train: int | None = None,
         limit_val: int | None = None,
@@ -98,7 +104,14 @@ class AttackDataModule(LightningDataModule):
                 raise ValueError(f"data.{what} must be at least 1, or null for all images, got {limit}")
         if not (0 <= val_size < 1 or (val_size >= 1 and float(val_size).is_integer())):
             raise ValueError(f"data.val_size must be a share below 1 or a whole number of images, got {val_size}")
+        if hold_out < 0:
+            raise ValueError(f"data.hold_out must be a number of images, or 0 for none, got {hold_out}")
+        if use not in USES:
+            raise ValueError(f"data.use must be one of {USES}, got {use!r}")
+        if use != "all" and not hold_out:
+            raise ValueError(f"data.use={use} needs images that are held out: set data.hold_out to their number")
         self.mix, self.victims, self.seed, self.name = mix, dict(victims), seed, name
+        self.hold_out, self.use = hold_out, use
         self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
         self.val_size, self.limits = val_size, {"train": limit_train, "val": limit_val, "test": limit_test}
         self._declared = {"num_classes": num_classes, "channels": channels, "image_size": image_size}
@@ -201,9 +214,10 @@ class AttackDataModule(LightningDataModule):
         """Loads the data and decides which images are for training, validation and test.
 
         Raises:
-            ValueError: there are not enough training images for the validation asked for.
+            ValueError: there are not enough training images for what is asked for.
         """
-        count = len(self.splits.train)
+        order = self._usable()
+        count = len(order)
         kept = int(self.val_size) if self.val_size >= 1 else round(self.val_size * count)
         if kept >= count:
             raise ValueError(
@@ -215,11 +229,20 @@ class AttackDataModule(LightningDataModule):
                 f"data.val_size={self.val_size} of {count} training images is less than one: set a number of images, "
                 "such as data.val_size=1, or 0 for no validation"
             )
-        order = torch.randperm(count, generator=generator("split", self.seed))
         # a constant, so that runs with different seeds are tested on the same images
         test = torch.randperm(len(self.splits.test), generator=generator("test"))
         parts = {"train": order[kept:], "val": order[:kept], "test": test}
         self._indices = {part: rows[: self.limits[part]].sort().values for part, rows in parts.items()}
+
+    def _usable(self) -> Tensor:
+        """The training images that may be used, in an order that the seed decides."""
+        count = len(self.splits.train)
+        if self.hold_out >= count:
+            raise ValueError(f"data.hold_out={self.hold_out} leaves nothing of {count} images to train victims on")
+        order = torch.randperm(count, generator=generator("split", self.seed))
+        # a constant, so that no victim of any seed has seen them
+        held = torch.isin(order, torch.randperm(count, generator=generator("held out"))[: self.hold_out])
+        return {"all": order, "held_out": order[held], "seen": order[~held]}[self.use]
 
     def setup(self, stage: str) -> None:
         """Loads the data and moves the victims to the device of this rank.

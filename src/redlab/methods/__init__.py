@@ -6,6 +6,7 @@ from redlab.methods.attunet_gan import AttentionUNetGAN
 from redlab.methods.base import Method, NotFiniteError
 from redlab.methods.cdd_red import CDDRED
 from redlab.methods.classifier import Classifier
+from redlab.methods.gred import GRED, Rectifier
 from redlab.methods.hardened import Hardened, RestoredClassifier
 from redlab.methods.hgd import HGD
 from redlab.methods.redrl import REDRL
@@ -14,6 +15,7 @@ from redlab.methods.schedules import hold_then_decay, warm_up
 __all__ = [
     "APEGAN",
     "CDDRED",
+    "GRED",
     "HGD",
     "REDRL",
     "ADDDefense",
@@ -22,6 +24,7 @@ __all__ = [
     "Hardened",
     "Method",
     "NotFiniteError",
+    "Rectifier",
     "RestoredClassifier",
     "hold_then_decay",
     "warm_up",

@@ -46,9 +46,13 @@ class Frame:
 
     def inside(self, x: Tensor) -> Tensor:
         """(B, C, H, W) in [0, 1] -> (B, C, side, side) in [-1, 1]."""
+        return self.around(2 * x) - 1
+
+    def around(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, side, side), with zeros around it."""
         before = (self.side - self.image_size) // 2
         after = self.side - self.image_size - before
-        return F.pad(2 * x - 1, (before, after, before, after), value=-1.0)
+        return F.pad(x, (before, after, before, after))
 
     def outside(self, framed: Tensor) -> Tensor:
         """(B, C, side, side) in [-1, 1] -> (B, C, H, W) in [0, 1]."""

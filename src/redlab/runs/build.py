@@ -193,6 +193,7 @@ def victim_data(
             victims=victims,
             seed=training.seed,
             source=lambda: shared.splits,
+            use="seen" if cfg.data.get("hold_out") else "all",
             **loader(training),
         )
         data.setup("fit")

@@ -85,7 +85,8 @@ def victim_settings(cfg: DictConfig, name: str) -> dict[str, Any]:
         return network(cfg, name)
     training = as_plain(recipe(cfg, name))
     classifier = {key: value for key, value in training["classifier"].items() if key not in _NOTED}
-    return network(cfg, name) | {"training": {key: training.get(key) for key in _TRAINING} | {"classifier": classifier}}
+    trained = {key: training.get(key) for key in _TRAINING} | {"classifier": classifier}
+    return network(cfg, name) | {"training": trained} | _held_out(cfg.data, "hold_out")
 
 
 def victim_identity(cfg: DictConfig, name: str, content: str) -> str:
@@ -136,6 +137,7 @@ def run_facts(cfg: DictConfig, content: Content, victims: Mapping[str, str]) -> 
     plain = as_plain(cfg)
     init, trainer = plain.get("init"), plain["trainer"]
     facts = {f"data.{key}": plain["data"].get(key) for key in _DATA}
+    facts |= {f"data.{key}": value for key, value in _held_out(plain["data"], "hold_out", "use").items()}
     facts |= {f"data.source.{part}": found for part, found in content._asdict().items()}
     facts |= {key: value for key, value in leaves(plain["method"], "method") if key.split(".")[-1] not in _NOTED}
     facts |= _attacks(plain, content, victims)
@@ -171,6 +173,11 @@ def _mix(mix: Any, own: Mapping[str, Any], content: Content, path: str = "mix") 
             yield f"{path}.{key}", content.train if same else _training_images(value)
         else:
             yield from _mix(value, own, content, f"{path}.{key}")
+
+
+def _held_out(data: Any, *keys: str) -> dict[str, Any]:
+    """What data say of images that no victim sees; nothing where they leave it at that."""
+    return {key: data.get(key) for key in keys if data.get(key) not in (None, 0, "all")}
 
 
 def _images(source: Mapping[str, Any]) -> dict[str, Any]:

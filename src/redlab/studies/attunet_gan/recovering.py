@@ -1,4 +1,4 @@
-"""Studies of the attention-U-Net GAN: "Robust Recovery of Adversarial Examples" (ICML 2021 workshop).
+"""Accuracy on recovered images: Tables 1 to 3 and Fig. 2 of the attention-U-Net GAN.
 
 Rows are ``<eps in 1/255>, <classifier>``, and eps 0 is the clean image. Classifiers go by their part in the training:
 the guide, whose classes and features count (Inception-v3 in the paper), and the last victim (VGG-13 there).
@@ -12,14 +12,12 @@ from functools import partial
 
 from matplotlib.figure import Figure
 
-from redlab.methods.attunet_gan import Generator
 from redlab.metrics import Samples
 from redlab.report.plots import curve
-from redlab.studies.numbers import Claim, Number, average, every, falling, inverted_u, largest, span
+from redlab.studies.numbers import Claim, Number, every, falling, inverted_u, largest
 from redlab.studies.paper_numbers import PaperTable, paper_table
 from redlab.studies.study import DIAGNOSIS, Evaluation, Seen, Study, by_eps
 from redlab.studies.table import Address, Table
-from redlab.victims.architectures import vgg13
 
 NOISE, IMAGE, IMAGE2 = "Noise Reconstruction", "Image Reconstruction", "Image Reconstruction-2"
 GUIDE, OTHER = "guide", "other victim"
@@ -121,19 +119,18 @@ def recovered(seen: Mapping[str, Seen]) -> dict[Address, float]:
     table = {(row, EXPOSED): n for row, n in accuracies(first, SIDES[EXPOSED], parts(first)).items()}
     for name, each in seen.items():
         table |= {(row, name): n for row, n in accuracies(each.rows, SIDES[RECOVERED], parts(each.rows)).items()}
-    return table | {(row, name): n for name, each in seen.items() for row, n in _known(each.rows).items()}
+    return table | {(row, name): n for name, each in seen.items() for row, n in knowing(each.rows).items()}
 
 
-def _known(rows: Samples) -> dict[str, float]:
-    knowing = rows.where(knowledge="defence")
+def knowing(rows: Samples) -> dict[str, float]:
+    """``<AWARE>, <part>`` -> accuracy in per cent under the attacker who knows the defence; nothing without one."""
+    of = rows.where(knowledge="defence")
     return {
-        f"{AWARE}, {part}": 100 * knowing.where(victim=name).mean("right")
-        for part, name in parts(rows).items()
-        if len(knowing)
+        f"{AWARE}, {part}": 100 * of.where(victim=name).mean("right") for part, name in parts(rows).items() if len(of)
     }
 
 
-def _printed(table: str) -> PaperTable:
+def printed_table(table: str) -> PaperTable:
     """A table of the paper, with the parts of the classifiers in place of their names."""
     paper = paper_table("attunet_gan", table)
     rows = tuple({**row, "keys": {key: PARTS.get(v, v) for key, v in row["keys"].items()}} for row in paper.rows)
@@ -151,96 +148,6 @@ def drawn(columns: Sequence[str], who: Sequence[str], title: str) -> Callable[[M
         return curve({part: lines(t, part) for part in who}, x_title="eps in 1/255", truth=(EXPOSED,), title=title)
 
     return figure
-
-
-# ---- nothing attacked ---------------------------------------------------------------------------------------------
-
-OURS, VGG13 = "generator", "VGG-13"
-
-
-def params() -> Study:
-    """Section 5: G has fewer parameters than VGG-13. Nothing is trained for it."""
-    row = "parameters, in millions"
-    channels, classes = 3, 10
-
-    def numbers(_: Mapping[str, Seen]) -> dict[Address, float]:
-        made = {OURS: Generator(channels), VGG13: vgg13(classes, channels, 32, batch_norm=True)}
-        return {(row, name): sum(p.numel() for p in net.parameters()) / 1e6 for name, net in made.items()}
-
-    return Study(
-        id="attunet_gan/params",
-        title="Parameters of the generator and of VGG-13",
-        runs={},
-        evaluations={},
-        numbers=numbers,
-        claims={f"the generator has fewer than {VGG13}": lambda t: t[row, OURS] < t[row, VGG13]},
-        notes=(
-            "Of the default widths, for images of three channels; VGG-13 with one linear layer, the smallest reading. "
-            "The paper gives no widths, only the bound.",
-        ),
-    )
-
-
-def victims() -> Study:
-    """Section 7: the networks on clean images, those that G never meets among them."""
-    row = "clean accuracy"
-    run = f"stage 1 of {WIDEST}"  # nothing of it enters
-
-    def numbers(seen: Mapping[str, Seen]) -> dict[Address, float]:
-        found = {name: of.clean for each in seen.values() for (name,), of in each.rows.groups("victim")}
-        return {(row, name): 100 * of.mean("right_clean") for name, of in found.items()}
-
-    return Study(
-        id="attunet_gan/victims",
-        title="The networks on clean images",
-        runs={run: WIDELY[run]},
-        evaluations={
-            "of the training": Evaluation(run=run, overrides=WHOLE),
-            "unseen": Evaluation(run=run, overrides=("@unseen", *WHOLE)),
-        },
-        numbers=numbers,
-        claims={
-            "within 3 points of each other": lambda t: span(t.row(row)) < 3,
-            "far above chance (at least 85 %)": lambda t: every(n >= 85 for n in t.row(row).values()),
-        },
-        units={row: "%"},
-        notes=("The paper prints 93.1 % (Section 7) and 93 % (Section 1) of Inception-v3, and nothing of the others.",),
-    )
-
-
-def clean() -> Study:
-    """What G costs on images that were not attacked: the rows of eps 0 in Table 1."""
-    runs = THREE | WIDELY
-    names = (NOISE, IMAGE, IMAGE2, WIDEST)
-    without = "without G"
-
-    def numbers(seen: Mapping[str, Seen]) -> dict[Address, float]:
-        def of(rows: Samples, side: str) -> dict[str, float]:
-            return {f"0, {p}": 100 * rows.clean.where(victim=v).mean(side) for p, v in parts(rows).items()}
-
-        table = {(row, without): n for row, n in of(seen[WIDEST].rows, "right_clean").items()}
-        return table | {(row, m): n for m, each in seen.items() for row, n in of(each.rows, "right_restored").items()}
-
-    paper = _printed("table1")
-    return Study(
-        id="attunet_gan/clean",
-        title="Clean images through the generator",
-        runs=runs,
-        evaluations={name: Evaluation(run=name, overrides=WHOLE) for name in names},
-        numbers=numbers,
-        claims={
-            f"{name}: at most 2 points are lost": partial(_kept, name=name, without=without, parts=(GUIDE, OTHER))
-            for name in names
-        },
-        paper=replace(paper, rows=tuple(row for row in paper.rows if row["keys"]["epsilon"] == 0)),
-        paper_data=CIFAR,
-        units={f"0, {part}": "%" for part in (GUIDE, OTHER)},
-        notes=(ROLES, "Without G the paper prints 93.1 % of Inception-v3, and nothing of VGG-13."),
-    )
-
-
-def _kept(t: Table, name: str, without: str, parts: Sequence[str]) -> Claim:
-    return every(t[f"0, {part}", without] - 2 <= t[f"0, {part}", name] for part in parts)
 
 
 # ---- within and beyond the range of the training ------------------------------------------------------------------
@@ -264,7 +171,7 @@ def _table1(study: str, title: str, claims: Mapping[str, Callable[[Table], Claim
         numbers=recovered,
         claims=claims,
         figure=drawn((EXPOSED, NOISE, IMAGE, IMAGE2), (GUIDE, OTHER), "Recovered accuracy, in %"),
-        paper=_printed("table1"),
+        paper=printed_table("table1"),
         paper_data=CIFAR,
         notes=(ROLES, BLIND, f"The training has eps up to 16; {BEYOND} is beyond it.", KNOWING),
     )
@@ -319,57 +226,6 @@ def fig2() -> Study:
     )
 
 
-FIRST, BOTH, AT_ONCE = "stage 1", "both stages", "features in stage 1"
-
-
-def stages() -> Study:
-    """Section 6: two stages, or the features in stage 1."""
-    first, second = f"stage 1 of {IMAGE}", IMAGE
-    runs = {
-        first: THREE[first],
-        second: THREE[second],
-        AT_ONCE: [*THREE[first], "method.lambda_feature=1", "@at_once"],
-    }
-    columns = {FIRST: first, BOTH: second, AT_ONCE: AT_ONCE}
-    mean = "mean of eps 4 to 16"
-
-    def numbers(seen: Mapping[str, Seen]) -> dict[Address, float]:
-        table: dict[Address, float] = {}
-        for column, each in seen.items():
-            found = accuracies(each.rows, SIDES[RECOVERED], parts(each.rows))
-            table |= {(row, column): n for row, n in found.items()}
-            for part in (GUIDE, OTHER):
-                table[f"{mean}, {part}", column] = sum(found[f"{eps}, {part}"] for eps in WITHIN) / len(WITHIN)
-        return table
-
-    def varies(t: Table, column: str) -> Number:
-        n = t[f"{mean}, {GUIDE}", column]
-        return Number((n.spread,), f"range over seeds of {n.name}")
-
-    return Study(
-        id="attunet_gan/stages",
-        title="Two stages, or one",
-        runs=runs,
-        evaluations={c: Evaluation(run=name, overrides=(*AT_TABLE1, *DIAGNOSIS)) for c, name in columns.items()},
-        numbers=numbers,
-        claims={
-            "both stages at least as good as stage 1": lambda t: every(
-                t[f"{mean}, {part}", FIRST] <= t[f"{mean}, {part}", BOTH] for part in (GUIDE, OTHER)
-            ),
-            "both stages better than features in stage 1": lambda t: every(
-                t[f"{mean}, {part}", AT_ONCE] < t[f"{mean}, {part}", BOTH] for part in (GUIDE, OTHER)
-            ),
-            "features in stage 1 vary more over seeds": lambda t: varies(t, BOTH) < varies(t, AT_ONCE),
-        },
-        figure=drawn(tuple(columns), (GUIDE, OTHER), "Recovered accuracy, in %"),
-        notes=(
-            ROLES,
-            "The paper says that features in stage 1 were unstable, and prints no number. That run is as long as both "
-            "stages together.",
-        ),
-    )
-
-
 # ---- far larger budgets -------------------------------------------------------------------------------------------
 
 
@@ -379,12 +235,12 @@ def table2() -> Study:
     def numbers(seen: Mapping[str, Seen]) -> dict[Address, float]:
         rows = seen[WIDEST].rows
         table = {(row, c): n for c, side in SIDES.items() for row, n in accuracies(rows, side, parts(rows)).items()}
-        return table | {(row, RECOVERED): n for row, n in _known(rows).items()}
+        return table | {(row, RECOVERED): n for row, n in knowing(rows).items()}
 
     def line(t: Table, part: str) -> list[Number]:
         return [t[f"{eps}, {part}", RECOVERED] for eps in SHOWN]
 
-    paper = _printed("table2")
+    paper = printed_table("table2")
     without = {"keys": {"epsilon": 0, "classifier": GUIDE}, "values": {EXPOSED: 93.1}}
     return Study(
         id="attunet_gan/table2",
@@ -420,7 +276,7 @@ def table2() -> Study:
 
 def table3() -> Study:
     """Table 3: FGSM on networks that G never met; the guide judges."""
-    paper, white = _printed("table3"), _printed("table2")
+    paper, white = printed_table("table3"), printed_table("table2")
     first, second = SOURCES.values()
 
     def numbers(seen: Mapping[str, Seen]) -> dict[Address, float]:
@@ -466,87 +322,4 @@ def table3() -> Study:
     )
 
 
-HGD_FEATURES, HGD_PIXELS = "HGD, features", "HGD, pixels"
-
-
-def hgd() -> Study:
-    """The denoiser that the paper compares itself with in words, on the same batches."""
-    runs = WIDELY | {
-        HGD_FEATURES: [WIDE, "method=hgd", "@hgd"],
-        HGD_PIXELS: [WIDE, "method=hgd", "@hgd", "method.guidance=pixel"],
-    }
-    names = (WIDEST, HGD_FEATURES, HGD_PIXELS)
-    large = [eps for eps in SHOWN if eps >= 32]
-    return Study(
-        id="attunet_gan/hgd",
-        title="The attention-U-Net GAN beside HGD",
-        runs=runs,
-        evaluations={name: Evaluation(run=name, overrides=AT_TABLE2) for name in names},
-        numbers=recovered,
-        claims={
-            f"at least as good as {name} on average of eps 35 to 65": partial(
-                lambda t, name: every(
-                    average([t[f"{eps}, {part}", name] for eps in large])
-                    <= average([t[f"{eps}, {part}", WIDEST] for eps in large])
-                    for part in (GUIDE, OTHER)
-                ),
-                name=name,
-            )
-            for name in (HGD_FEATURES, HGD_PIXELS)
-        },
-        figure=drawn((EXPOSED, *names), (GUIDE, OTHER), "Recovered accuracy, in %"),
-        notes=(ROLES, BLIND, "The paper claims to be better than HGD and prints no number of it.", KNOWING),
-    )
-
-
-TRUE, PREDICTED = "true labels", "predicted labels"
-WRONG = "wrong without an attack"
-
-
-def leak() -> Study:
-    """Whether recovered accuracy above the clean one comes from the true label, which FGSM writes into the image."""
-    labels = {TRUE: (), PREDICTED: ("mix.components.fgsm.label=predicted",)}
-
-    def numbers(seen: Mapping[str, Seen]) -> dict[Address, float]:
-        table: dict[Address, float] = {}
-        for name, each in seen.items():
-            network = parts(each.rows)
-            found = accuracies(each.rows, SIDES[RECOVERED], network)
-            for part, victim in network.items():
-                mine = each.rows.where(victim=victim)
-                table[f"without G, {part}", name] = 100 * mine.clean.mean("right_clean")
-                missed = mine.take((mine["right_clean"] == 0).nonzero()[:, 0]).where(attack="fgsm")
-                table |= {
-                    (f"{255 * eps:g}, {part}, {WRONG}", name): 100 * of.mean("right_restored")
-                    for eps, of in by_eps(missed).items()
-                }
-            table |= {(row, name): n for row, n in found.items()}
-        return table
-
-    def excess(t: Table, name: str) -> Number:
-        return largest([t[f"{eps}, {GUIDE}", name] for eps in SHOWN]) - t[f"without G, {GUIDE}", name]
-
-    return Study(
-        id="attunet_gan/leak",
-        title="True labels, and predicted ones",
-        runs=WIDELY,
-        evaluations={
-            name: Evaluation(run=WIDEST, overrides=(*AT_TABLE2, *words, *DIAGNOSIS)) for name, words in labels.items()
-        },
-        numbers=numbers,
-        claims={
-            "with true labels recovered accuracy of the guide exceeds its clean one": lambda t: excess(t, TRUE) > 0,
-            "with predicted labels the excess is smaller": lambda t: excess(t, PREDICTED) < excess(t, TRUE),
-        },
-        figure=drawn((TRUE, PREDICTED), (GUIDE, OTHER), "Recovered accuracy, in %"),
-        notes=(
-            ROLES,
-            "Not in the paper. The training has true labels throughout; what differs is the label that FGSM of the "
-            f"test starts from. Rows '{WRONG}' are of images that the network gets wrong on its own: what is right of "
-            "those was told by the attack.",
-        ),
-    )
-
-
-STUDIES = {study.__name__: study for study in (params, victims, table1, fig2, table2, table3, stages, clean, hgd, leak)}
-"""Name under ``attunet_gan/`` -> the study."""
+STUDIES = {study.__name__: study for study in (table1, fig2, table2, table3)}
