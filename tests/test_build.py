@@ -95,6 +95,19 @@ def test_a_method_is_handed_what_it_names_and_nothing_else(tiny):
     assert offered["attack_names"]() == ["clean", "pgd"]
 
 
+def test_a_victim_is_trained_on_no_held_out_image(tiny):
+    """And on all others; who uses those that are held out has none that it was trained on."""
+    cfg = finalise(compose([*tiny, "data.hold_out=300", "data.use=held_out"]))
+    data = build.shared_data(cfg)
+    own = build.victim_data(cfg, "small_cnn", {}, data)
+    data.setup_data()
+    mine, theirs = (set(torch.cat([d.indices["train"], d.indices["val"]]).tolist()) for d in (data, own))
+    assert not mine & theirs
+    whole = build.victim_data(finalise(compose([*tiny])), "small_cnn", {}, data)
+    assert whole.use == "all"
+    assert own.use == "seen"
+
+
 # ---- helpers --------------------------------------------------------------------------------------------------------
 
 

@@ -34,7 +34,9 @@ COMPOSED = {
     "mnist": ["data=mnist", "victim=lenet", "mix=attunet", "logger=[csv,tensorboard]"],
     "svhn": ["data=svhn", "method=classifier", "mix=clean", "victim=svhn_cnn", "optim@method.optimizer=sgd"],
     "image_folder": ["data=image_folder", "data.root=nowhere", "data.num_classes=7", "method=do"],
-    "gred": ["data=cifar10", "mix=gred"],
+    "gred": ["data=cifar10", "method=gred", "mix=gred"],
+    "digits_gred": ["method=gred", "mix=gred", "only=pgd_u"],
+    "digits_gred_rectifier": ["method=gred_rectifier", "mix=gred", "only=[pgd_u,cw_t]"],
     "redrl": ["data=cifar10", "method=redrl", "mix=redrl"],
     "redrl_32": ["data=mnist", "method=redrl_delta", "mix=redrl_32"],
     "digits_redrl": ["method=redrl", "mix=redrl_digits"],
@@ -119,6 +121,18 @@ def test_a_finalised_config_is_plain(configs, name):
     assert not re.search(r"\d/\d+$", text, re.MULTILINE)
 
 
+def test_only_leaves_some_attacks_of_the_mix_and_clean_images(configs):
+    assert list(configs["digits_gred"].mix.components) == ["clean", "pgd_u"]
+    assert list(configs["digits_gred_rectifier"].mix.components) == ["clean", "pgd_u", "cw_t"]
+    stored = OmegaConf.to_container(configs["digits_gred"])
+    assert stored["only"] is None
+    again = override_stored(stored, ["mix=gred"])
+    assert len(again.mix.components) == 9
+    assert list(override_stored(stored, ["mix=gred", "only=ddn_t"]).mix.components) == ["clean", "ddn_t"]
+    with pytest.raises(ConfigError, match=r"only=pgd: the mix has no such attack; it has .*pgd_u.* Did you mean 'pgd_"):
+        finalise(compose(["mix=gred", "only=pgd"]))
+
+
 def test_the_experiment_that_fits_is_found_by_name(configs):
     assert configs["digits_cdd_red"].choices.experiment == "digits_cdd_red"
     assert configs["digits_cdd_red"].method.depth == 8
@@ -133,7 +147,7 @@ def test_the_experiment_that_fits_is_found_by_name(configs):
 def test_an_experiment_sets_sizes_only(configs):
     """Deviations from a method's own YAML are in experiments, and change no loss and no seed."""
     allowed = {"depth", "width", "bn_momentum", "aug_mode", "aug_group", "optimizer", "scheduler"}
-    allowed |= {"helpers", "blocks", "recogniser_width", "stem", "width_divisor"}
+    allowed |= {"helpers", "blocks", "recogniser_width", "stem", "width_divisor", "duplicates"}
     for path in (CONF / "experiment").glob("*.yaml"):
         words = words_of(path)
         assert path.read_text().startswith("# @package _global_\n")
@@ -274,8 +288,8 @@ def test_a_target_knows_its_arguments(path):
 
 def test_the_size_of_conf_is_known():
     """It grows on purpose, not by drift."""
-    assert len(FILES) == 132
-    assert sum(len(path.read_text().splitlines()) for path in FILES) <= 1995
+    assert len(FILES) == 136
+    assert sum(len(path.read_text().splitlines()) for path in FILES) <= 2075
 
 
 def test_a_victim_and_a_data_set_say_only_what_differs():

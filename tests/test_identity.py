@@ -28,6 +28,7 @@ V, R, E = "victim", "run", "evaluation"
 # Which identities each leaf of the config moves. The first pattern that fits counts; a leaf that none fits is refused.
 MOVES = (
     ("seed", {R, E}),
+    ("only", {}),  # what it leaves is the mix
     ("init", {R}),
     ("bank", {R}),
     ("judges", {R, E}),

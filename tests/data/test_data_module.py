@@ -149,6 +149,19 @@ def test_limits_are_subsets_of_the_parts():
         assert set(kept) < set(indices(whole, part))
 
 
+def test_held_out_images_are_those_of_no_victim_and_the_same_for_every_seed():
+    def used(use, seed=1):
+        data = module(batch_size=1, val_size=4, hold_out=20, use=use, seed=seed)
+        return set(indices(data, "train") + indices(data, "val"))
+
+    assert len(used("held_out")) == 20
+    assert used("held_out") == used("held_out", seed=2)
+    assert used("seen") == set(range(60)) - used("held_out")
+    assert used("all") == set(range(60))
+    plain = module(batch_size=1, val_size=4)
+    assert indices(module(batch_size=1, val_size=4, hold_out=20), "val") == indices(plain, "val")
+
+
 def test_no_validation():
     data = module(val_size=0)
     data.setup_data()
@@ -171,6 +184,14 @@ def test_no_validation():
         ({"num_classes": 10, "name": "mine"}, "data.num_classes is 10, but mine has 4: set data.num_classes=4"),
         ({"channels": 3}, "data.channels is 3, but the data set has 1"),
         ({"image_size": 28}, "data.image_size is 28, but the data set has 6"),
+        ({"hold_out": -1}, "data.hold_out must be a number of images, or 0 for none, got -1"),
+        ({"hold_out": 60}, "data.hold_out=60 leaves nothing of 60 images to train victims on"),
+        ({"use": "rest"}, r"data.use must be one of \('all', 'held_out', 'seen'\), got 'rest'"),
+        ({"use": "held_out"}, "data.use=held_out needs images that are held out: set data.hold_out"),
+        (
+            {"hold_out": 8, "use": "held_out"},
+            "batch_size=12 is more than the 7 training images, which are left of 8 by",
+        ),
         ({"num_workers": -1}, "data.num_workers must be at least 0, .* got -1"),
         ({"val_size": float("nan")}, "data.val_size must be .* got nan"),
         ({"val_size": 0.001}, r"data.val_size=0.001 of 60 training images is less than one: .* data.val_size=1"),

@@ -297,10 +297,10 @@ class AttackDataModule(LightningDataModule):
                 f"data.batch_size={-(-self.batch_size // world_size) * world_size}"
             )
         if count < self.batch_size:
-            limit = self.limits["train"]
+            limit, usable = self.limits["train"], len(self._usable())
             raise ValueError(
                 f"data.batch_size={self.batch_size} is more than the {count} training images, which are left of "
-                f"{len(self.splits.train)} by data.val_size={self.val_size} and data.limit_train="
+                f"{usable} by data.val_size={self.val_size} and data.limit_train="
                 f"{'null' if limit is None else limit}: set data.batch_size={max(count // world_size, 1) * world_size}"
             )
 

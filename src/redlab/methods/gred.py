@@ -142,8 +142,9 @@ class GRED(Method):
     """Detector. Its scores are log p(adversarial) / p(benign): "gred", which is that of the less uncertain of "org"
     (which sees the image) and "sen" (which sees InSen), these two, and with ``saliency_layer`` the baseline "sal".
 
-    It is trained on attacked images and their originals. The mix should have ``only_fooled``, so that they are
-    successful, and the classifier should not have been trained on these images (``data.use=held_out``).
+    It is trained on clean and attacked images. The mix should have ``only_fooled`` and ``only_right``, so that attacks
+    were successful and originals right; and the classifier should not have been trained on these images
+    (``data.use=held_out``).
 
     Args:
         victims: classifiers by name, images in [0, 1] -> logits.
@@ -212,12 +213,11 @@ class GRED(Method):
         return {"gred": torch.where(sure, odds["org"], odds["sen"]), **odds}
 
     def training_step(self, batch: AttackBatch, batch_idx: int) -> Tensor:
-        """The cross-entropies of all detectors, which share no weights: half of attacked images, half of originals."""
+        """The cross-entropies of all detectors, which share no weights; both kinds of images count half."""
         batch = batch.valid_rows()
-        attacked = batch.attacked.float()
-        shares = torch.cat([torch.ones_like(attacked) / len(batch), attacked / attacked.sum().clamp(min=1)]) / 2
-        truth = torch.arange(2, device=shares.device).repeat_interleave(len(batch))
-        said = self.opinions(torch.cat([batch.clean, batch.adv]))
+        truth = batch.attacked.long()
+        shares = 0.5 / truth.bincount(minlength=2)[truth]
+        said = self.opinions(batch.adv)
         losses = {name: (shares * F.cross_entropy(z, truth, reduction="none")).sum() for name, z in said.items()}
         loss = torch.stack(list(losses.values())).sum()
         self.log_dict({f"train/{name}": value for name, value in losses.items()})

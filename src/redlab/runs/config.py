@@ -142,6 +142,7 @@ def finalise(cfg: DictConfig, *, trained: bool = False) -> DictConfig:
     check_types(plain, numbers(OmegaConf.to_container(defaults(cfg), resolve=False)), "")
     check_finite(plain)
     _absolute(plain)
+    _keep_only(plain)
     final: DictConfig = OmegaConf.create(plain)
     check_fields(final, trained)
     check_acts(final)
@@ -187,6 +188,23 @@ def _absolute(plain: dict[str, Any]) -> None:
     for node, key in [*places, *((network, "weights") for network in networks)]:
         if isinstance(node, dict) and isinstance(node.get(key), str) and node[key] not in ("builtin", "build", "auto"):
             node[key] = os.path.abspath(os.path.expanduser(node[key]))
+
+
+def _keep_only(plain: dict[str, Any]) -> None:
+    """Leaves of the mix what ``only`` names, and clean images; from then on that is the mix.
+
+    Raises:
+        ConfigError: it names what the mix has not.
+    """
+    asked, components = plain.get("only"), (plain.get("mix") or {}).get("components") or {}
+    if asked is None:
+        return
+    names = [asked] if isinstance(asked, str) else list(asked)
+    if strange := [str(name) for name in names if name not in components]:
+        hint = suggest(strange[0], list(components))
+        raise ConfigError(f"only={strange[0]}: the mix has no such attack; it has {listed(list(components))}.{hint}")
+    plain["mix"]["components"] = {name: c for name, c in components.items() if name in (*names, "clean")}
+    plain["only"] = None
 
 
 def override_stored(stored: dict[str, Any], overrides: Sequence[str]) -> DictConfig:

@@ -7,6 +7,7 @@ and what their constructors say is put beside the key whose value they refuse (`
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -279,9 +280,10 @@ def _method(
     device = _device(cfg, str(next(iter(cfg.victims)))) if trains_victim(cfg) else "cpu"
     with torch.device(device):
         method = make_method(cfg.method, offers(trained, victims, helpers, attack_names)).eval()
-    for name, part in method.named_children():  # a copy of a victim that was made without memory
-        if name not in method.frozen and any(p.is_meta for p in part.parameters()):
-            part.to_empty(device=device)
+    for name, part in list(method.named_children()):  # a victim that was made without memory, or a copy of one
+        if any(p.is_meta for p in part.parameters()):
+            own = copy.deepcopy(part) if name in method.frozen else part
+            setattr(method, name, own.to_empty(device=device))
     image, restorer = _image(cfg, device), cast(Any, method)
     if "restorer" in capabilities(method):
         restored = _answer(method, restorer.restore, image)
