@@ -16,7 +16,7 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("paper", ["add_defense", "attunet_gan"])
+@pytest.mark.parametrize("paper", ["add_defense", "attunet_gan", "gred"])
 def test_every_study_runs_and_leaves_a_card(paper: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     made = lab.studies(f"{paper}/*", "smoke", [0], [], tmp_path / "results")

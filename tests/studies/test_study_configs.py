@@ -13,6 +13,7 @@ GIVEN = {
     "add_defense": {},
     "attunet_gan": {},
     "cdd_red": {"paper": ["data.root=there", "data.num_classes=1000"]},
+    "gred": {},
     "redrl": {"paper": ["data.root=there"]},
 }
 """What a user has to say."""

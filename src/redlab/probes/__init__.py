@@ -5,6 +5,7 @@ from redlab.probes.perturbation import PartialPerturbation, Perturbations, Trans
 from redlab.probes.probe import Probe
 from redlab.probes.representation import FirstMap, IntrinsicDimension, Latents, intrinsic_dimension
 from redlab.probes.saliency import Saliency, filter_saliency, input_saliency
+from redlab.probes.sensitivity import Removal, Sensitivity
 
 __all__ = [
     "Attribution",
@@ -14,7 +15,9 @@ __all__ = [
     "PartialPerturbation",
     "Perturbations",
     "Probe",
+    "Removal",
     "Saliency",
+    "Sensitivity",
     "Transfer",
     "centred",
     "filter_saliency",

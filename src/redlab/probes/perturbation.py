@@ -68,12 +68,12 @@ class PartialPerturbation:
         restored(said)
         columns: dict[str, Tensor] = {}
         with torch.no_grad(), full_precision():
-            clean, adv = (_of_victims(victims, batch, images) for images in (batch.clean, batch.adv))
+            clean, adv = (of_victims(victims, batch, images) for images in (batch.clean, batch.adv))
             for p in self.shares:
                 true = batch.clean + p * (batch.adv - batch.clean)
                 red = true - estimate(method, true).float() + batch.clean
                 for head, images in (("", red), ("true_", true)):
-                    logits = _of_victims(victims, batch, images)
+                    logits = of_victims(victims, batch, images)
                     columns |= {
                         f"{head}accuracy_{p:g}": prediction_alignment(logits, clean),
                         f"{head}success_{p:g}": prediction_alignment(logits, adv),
@@ -122,7 +122,7 @@ def centred(images: Tensor) -> Tensor:
     return images - images.mean((1, 2, 3), keepdim=True)
 
 
-def _of_victims(victims: Mapping[str, nn.Module], batch: AttackBatch, images: Tensor) -> Tensor:
+def of_victims(victims: Mapping[str, nn.Module], batch: AttackBatch, images: Tensor) -> Tensor:
     """(N, K) logits of N images, each of the victim that its row attacks."""
     parts = {n: victim(images[batch.victim == n]) for n, victim in enumerate(victims.values()) if n in batch.victim}
     logits = torch.zeros(len(images), next(iter(parts.values())).shape[1], device=images.device)

@@ -130,8 +130,7 @@ def finalise(cfg: DictConfig, *, trained: bool = False) -> DictConfig:
     Raises:
         ConfigError: a value is missing or has the wrong type, or an argument does not exist.
     """
-    missing = [k for k, v in leaves(OmegaConf.to_container(cfg, resolve=False)) if v == "???"]
-    if missing:
+    if missing := [k for k, v in leaves(OmegaConf.to_container(cfg, resolve=False)) if v == "???"]:
         raise ConfigError(f"{missing[0]} has no value: give it as {missing[0]}=...")
     try:
         plain = numbers(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
@@ -191,20 +190,15 @@ def _absolute(plain: dict[str, Any]) -> None:
 
 
 def _keep_only(plain: dict[str, Any]) -> None:
-    """Leaves of the mix what ``only`` names, and clean images; from then on that is the mix.
-
-    Raises:
-        ConfigError: it names what the mix has not.
-    """
+    """Leaves of the mix clean images and what ``only`` names; from then on that is the mix."""
     asked, components = plain.get("only"), (plain.get("mix") or {}).get("components") or {}
-    if asked is None:
-        return
-    names = [asked] if isinstance(asked, str) else list(asked)
-    if strange := [str(name) for name in names if name not in components]:
-        hint = suggest(strange[0], list(components))
-        raise ConfigError(f"only={strange[0]}: the mix has no such attack; it has {listed(list(components))}.{hint}")
-    plain["mix"]["components"] = {name: c for name, c in components.items() if name in (*names, "clean")}
-    plain["only"] = None
+    names = [asked] if isinstance(asked, str) else list(asked or components)
+    for name in set(names) - set(components):
+        hint = suggest(name, components)
+        raise ConfigError(f"only={name}: the mix has no such attack; it has {listed(components)}.{hint}")
+    if asked is not None:
+        plain["mix"]["components"] = {name: c for name, c in components.items() if name in (*names, "clean")}
+        plain["only"] = None
 
 
 def override_stored(stored: dict[str, Any], overrides: Sequence[str]) -> DictConfig:
@@ -296,9 +290,8 @@ def explain(error: BaseException, overrides: Sequence[str] = ()) -> str:
         return f"{error.override}: not a word of the form key=value; quote values with special characters in them."
     several = re.search(r"Ambiguous value for argument '([^']+)'", text)
     if several:
-        return (
-            f"{several.group(1)}: one value is needed here; several need -m (a sweep), and a list is written as [a,b]."
-        )
+        many = "several need -m (a sweep), and a list is written as [a,b]"
+        return f"{several.group(1)}: one value is needed here; {many}."
     option = re.search(r"Could not (?:find|load) '([^']+)/([^'/]+)'", text)
     if option:
         return _no_option(*option.groups())

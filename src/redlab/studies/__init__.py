@@ -6,7 +6,7 @@ from collections.abc import Callable
 from fnmatch import fnmatchcase
 
 from redlab.spelling import nearest
-from redlab.studies import add_defense, attunet_gan, cdd_red, redrl
+from redlab.studies import add_defense, attunet_gan, cdd_red, gred, redrl
 from redlab.studies.card import Card, Trained, card_figure, card_markdown, card_tables, draw
 from redlab.studies.numbers import Claim, Number
 from redlab.studies.paper_numbers import PaperTable, paper_table
@@ -36,7 +36,7 @@ __all__ = [
 
 STUDIES: dict[str, Callable[[], Study]] = {
     f"{paper.__name__.rpartition('.')[2]}/{name}": study
-    for paper in (cdd_red, redrl, add_defense, attunet_gan)
+    for paper in (cdd_red, redrl, add_defense, attunet_gan, gred)
     for name, study in paper.STUDIES.items()
 }
 """``<paper>/<table>`` -> the study."""
