@@ -6,7 +6,7 @@ from torch import nn
 
 from redlab.batch import AttackBatch
 from redlab.evaluation import Answers
-from redlab.probes import Removal, Sensitivity
+from redlab.probes import Masking, Rectification, Removal, Sensitivity
 
 
 class Sum(nn.Module):
@@ -61,3 +61,52 @@ def test_what_cannot_be_looked_at_is_refused():
     for shares in ((), (1.5,)):
         with pytest.raises(ValueError, match=r"shares must be in \[0, 1\]"):
             Removal(shares=shares)
+
+
+class Rectifier(Method):
+    """Marks by alpha alone, overwrites with black, and has a classifier of its own."""
+
+    classifier = Sum()
+
+    def suspects(self, x, alpha=1 / 16, mode="range"):
+        marked = torch.zeros_like(x, dtype=torch.bool)
+        marked.flatten(1)[:, : round(alpha * 16)] = True
+        return ~marked if mode == "quantile" else marked
+
+    def masked(self, x, marked=None):
+        return torch.where(self.suspects(x) if marked is None else marked, 0.0, x)
+
+    def rectifier(self, x):
+        return Sum()(x).flip(1)
+
+    def rectified(self, x):
+        return self.rectifier(self.masked(x))
+
+
+def test_each_step_of_a_rectifier():
+    x = torch.stack([torch.full((1, 4, 4), 0.5), torch.full((1, 4, 4), 0.25)])  # 5 and 2.5; 3 and 1.5 without the first
+    found = look(Rectification(), x, Rectifier(), label=1)
+    assert {name: values.tolist() for name, values in found.items()} == {
+        "mask": [1, 0],
+        "tuned": [0, 0],
+        "both": [0, 1],
+    }
+
+
+def test_how_much_is_masked():
+    x = torch.full((1, 1, 4, 4), 0.5)
+    found = look(Masking(alphas=(0.125, 0.25)), x, Rectifier(), label=0)
+    assert {name: float(value) for name, value in found.items()} == {
+        **{"mask_range_0.125": 1, "both_range_0.125": 0, "share_range_0.125": 0.125},  # 1.5 are left
+        **{"mask_range_0.25": 1, "both_range_0.25": 0, "share_range_0.25": 0.25},
+        **{"mask_quantile_0.125": 0, "both_quantile_0.125": 1, "share_quantile_0.125": 0.875},  # 3.5
+        **{"mask_quantile_0.25": 0, "both_quantile_0.25": 1, "share_quantile_0.25": 0.75},
+    }
+
+
+def test_only_a_rectifier_can_be_looked_at_like_that():
+    for probe in (Rectification(), Masking()):
+        with pytest.raises(ValueError, match="Method is no rectifier"):
+            look(probe, torch.rand(1, 1, 4, 4))
+    with pytest.raises(ValueError, match=r"alphas must be in \[0, 1\]"):
+        Masking(alphas=(2.0,))

@@ -9,7 +9,7 @@ classifier that was trained on attacked images with their sensitive pixels overw
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Self, cast
 
 import torch
@@ -345,11 +345,21 @@ class Rectifier(GRED):
             part.eval()
         return self
 
-    def masked(self, x: Tensor, draw: int = 0) -> Tensor:
-        """(B, C, H, W) in [0, 1] -> the same with suspect numbers overwritten, by draws that are the same in every call
-        and for every image, so that answers can be repeated."""
+    def suspects(self, x: Tensor, alpha: float | None = None, mask: str | None = None) -> Tensor:
+        """(B, C, H, W) in [0, 1] -> (B, C, H, W) bool, what is marked; with another ``alpha`` or ``mask`` if given."""
+        alpha, mask = self.alpha if alpha is None else alpha, self.mask if mask is None else mask
+        return suspects(self.sensitivity(x).detach(), alpha, mask, per_location=self.per_location)
+
+    def masked(self, x: Tensor, draw: int = 0, *, marked: Tensor | None = None) -> Tensor:
+        """Images with suspect numbers overwritten, by draws that are the same in every call and for every image.
+
+        Args:
+            x: (B, C, H, W) in [0, 1].
+            draw: which of the draws.
+            marked: (B, C, H, W) bool; None: ``suspects(x)``.
+        """
         source = generator("mask", self.seed, draw, device=x.device)
-        return self._overwritten(x, source, (1, *x.shape[1:]))
+        return self._overwritten(x, source, (1, *x.shape[1:]), marked)
 
     def rectified(self, x: Tensor) -> Tensor:
         """(B, C, H, W) in [0, 1] -> (B, K) logits of the rectifier, or with several draws the logarithm of their mean
@@ -371,13 +381,12 @@ class Rectifier(GRED):
         name: Any = ("masks", self.seed, self.batches, batch_idx, self.global_rank)
         source = generator(*name, device=batch.adv.device)
         x = batch.adv.repeat(self.duplicates, 1, 1, 1)
-        said = self.rectifier(self._overwritten(x, source, x.shape))
+        said = self.rectifier(self._overwritten(x, source, x.shape, None))
         loss = F.cross_entropy(said, batch.label.repeat(self.duplicates))
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
-    def _overwritten(self, x: Tensor, source: torch.Generator, shape: tuple[int, ...]) -> Tensor:
+    def _overwritten(self, x: Tensor, source: torch.Generator, shape: Sequence[int], marked: Tensor | None) -> Tensor:
         chance = torch.rand(shape, generator=source, device=x.device)
         noise = torch.randn(shape, generator=source, device=x.device)
-        marked = suspects(self.sensitivity(x).detach(), self.alpha, self.mask, per_location=self.per_location)
-        return overwritten(x, marked, chance, noise, self.probability)
+        return overwritten(x, self.suspects(x) if marked is None else marked, chance, noise, self.probability)

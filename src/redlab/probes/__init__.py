@@ -5,16 +5,18 @@ from redlab.probes.perturbation import PartialPerturbation, Perturbations, Trans
 from redlab.probes.probe import Probe
 from redlab.probes.representation import FirstMap, IntrinsicDimension, Latents, intrinsic_dimension
 from redlab.probes.saliency import Saliency, filter_saliency, input_saliency
-from redlab.probes.sensitivity import Removal, Sensitivity
+from redlab.probes.sensitivity import Masking, Rectification, Removal, Sensitivity
 
 __all__ = [
     "Attribution",
     "FirstMap",
     "IntrinsicDimension",
     "Latents",
+    "Masking",
     "PartialPerturbation",
     "Perturbations",
     "Probe",
+    "Rectification",
     "Removal",
     "Saliency",
     "Sensitivity",

@@ -1,9 +1,10 @@
 """Studies of GRED: "Detecting and Recovering Adversarial Examples: An Input Sensitivity Guided Method".
 
-``detecting`` holds the detector, its baselines and how they are chosen from; ``sensitivity`` what InSen looks like.
+``detecting`` holds the detector, its baselines and how they are chosen from; ``sensitivity`` what InSen looks like;
+``rectifying`` what is answered for attacked images.
 """
 
-from redlab.studies.gred import detecting, sensitivity
+from redlab.studies.gred import detecting, rectifying, sensitivity
 
-STUDIES = detecting.STUDIES | sensitivity.STUDIES
+STUDIES = detecting.STUDIES | sensitivity.STUDIES | rectifying.STUDIES
 """Name under ``gred/`` -> the study."""
