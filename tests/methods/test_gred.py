@@ -190,6 +190,26 @@ def test_the_more_confident_one_decides_and_insen_where_they_are_equal(org, sen,
     assert {name: set(score.tolist()) for name, score in scores.items()} == {"gred": {said}, "org": {org}, "sen": {sen}}
 
 
+def test_the_verdict_is_that_of_the_one_who_decides():
+    assert gred().verdict == gred(Rectifier).verdict == "gred"
+    alone = gred(decides="sen")
+    alone.detectors = answers(org=3.0, sen=-1.0)
+    whole, x = surface(alone, alone.classifier), images()
+    assert bool((whole(x).argmax(1) < 4).all())
+    assert answered(whole, x) < answered(surface(with_same(alone, "org"), alone.classifier), x)
+
+
+def with_same(method, decides):
+    other = gred(decides=decides)
+    other.detectors = method.detectors
+    return other
+
+
+def answered(whole, x):
+    """How often the alarm is the greatest logit."""
+    return int((whole(x).argmax(1) == 4).sum())
+
+
 def test_the_baseline_sees_image_and_saliency():
     method = gred(saliency_layer="2")
     seen = []
@@ -341,6 +361,7 @@ def test_colours_of_a_place_are_overwritten_together_where_asked():
     ("kind", "options", "message"),
     [
         (GRED, {"sen_scale": "linear"}, "sen_scale must be one of"),
+        (GRED, {"decides": "sal"}, r"decides must be one of \('gred', 'org', 'sen'\), got 'sal'"),
         (GRED, {"victim": "c"}, r"victim must be one of \['a', 'b'\], got 'c'"),
         (Rectifier, {"mask": "top"}, "mask must be one of"),
         (Rectifier, {"alpha": 1.5}, r"in \[0, 1\], got 1.5 and 0.5"),

@@ -280,6 +280,7 @@ METHODS = {
             {"saliency_layer": "0"},
             {"width_divisor": 32},
         ],
+        elsewhere=("decides",),  # which of its scores is the verdict
         overfit={"lr": 3e-3, "saliency_layer": "0"},
         steps=60,
         features=True,

@@ -155,6 +155,7 @@ class GRED(Method):
         victim: name of the protected classifier; None: the first one.
         sen_scale: how InSen is scaled, see ``Scale``.
         saliency_layer: dotted name of a module of the classifier; None leaves "sal" out.
+        decides: name of the score that is the verdict.
         width_divisor: of the widths of the VGG-11 that each detector is.
 
     Raises:
@@ -163,7 +164,6 @@ class GRED(Method):
 
     classifier: nn.Module
     frozen = ("classifier",)
-    verdict = "gred"
 
     def __init__(
         self,
@@ -176,6 +176,7 @@ class GRED(Method):
         victim: str | None = None,
         sen_scale: str = "log",
         saliency_layer: str | None = None,
+        decides: str = "gred",
         width_divisor: int = 1,
     ) -> None:
         super().__init__(optimizer=optimizer, scheduler=scheduler)
@@ -187,6 +188,9 @@ class GRED(Method):
         self.frame, self.saliency_layer = Frame(max(SIDE, image_size), image_size), saliency_layer
         self.scale = Scale(sen_scale)
         seen = {"org": channels, "sen": channels} | ({"sal": channels + 1} if saliency_layer else {})
+        if decides not in (known := ("gred", *seen)):
+            raise ValueError(f"decides must be one of {known}, got {decides!r}")
+        self.verdict = decides
         self.detectors = nn.ModuleDict(
             {name: vgg11(2, many, self.frame.side, width_divisor=width_divisor) for name, many in seen.items()}
         )
