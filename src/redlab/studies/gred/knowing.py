@@ -26,8 +26,8 @@ NOTES = (
     "DET_IS is trained again, as the detector whose verdict is that of InSen alone.",
 )
 ONE_STAGE = (
-    "Untargeted attacks climb log(exp of the class's logit + exp of the alarm's) in one stage; the paper's two stages are "
-    "in a supplement that is not to be had."
+    "Untargeted attacks climb log(exp of the class's logit + exp of the alarm's) in one stage; the paper's two stages "
+    "are in a supplement that is not to be had."
 )
 
 
