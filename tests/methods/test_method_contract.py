@@ -281,8 +281,8 @@ METHODS = {
             {"width_divisor": 32},
         ],
         elsewhere=("decides",),  # which of its scores is the verdict
-        overfit={"lr": 3e-3, "saliency_layer": "0"},
-        steps=60,
+        overfit={"lr": 1e-3, "saliency_layer": "0"},
+        steps=120,
         features=True,
     ),
     "rectifier": Case(

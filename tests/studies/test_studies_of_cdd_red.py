@@ -46,11 +46,19 @@ def verdicts(of: Study, *seeds: dict[str, Seen]) -> dict[str, str]:
     return {text: claim.verdict if isinstance(claim, Claim) else claim for text, claim in judged.items()}
 
 
+UNPRINTED = {
+    "attunet_gan/table1": "recovered above exposed",
+    "attunet_gan/clean": "at most 2 points are lost",
+    "gred/table1": "random pixels",
+}
+"""Words of claims of ours, for which a paper's table lacks a column or a row."""
+
+
 @pytest.mark.parametrize("name", STUDIES)
 def test_the_papers_own_numbers_bear_its_conclusions_out(name: str) -> None:
     (of,) = find(name)
     for text, claim in of.judge(of.printed).items():
-        if of.paper is None:
+        if of.paper is None or UNPRINTED.get(name, text + "?") in text:
             assert claim.endswith("not in the paper"), text  # type: ignore[union-attr]
         else:
             assert isinstance(claim, Claim), (text, claim)

@@ -185,11 +185,10 @@ def test_table3_is_of_images_that_the_protected_classifier_has_right() -> None:
     assert ours["PGD-T", ON_SOURCE].mean == 1
     assert ours["PGD-T", ORG].mean == pytest.approx(0.8)
     assert ours["PGD-T", GRED].mean == pytest.approx(0.9)
-    assert ours["PGD-T", FOOLING].mean == pytest.approx(
-        0.75
-    )  # the first 200 are all found, and so are half of their originals
+    assert ours["PGD-T", FOOLING].mean == pytest.approx(0.75)  # all are found, and half of their originals
     assert failing(study, dict.fromkeys(study.evaluations, Seen(rows=black(0.2, 0.96)))) == {
-        "GRED is best on average over attacks"
+        "GRED at least 0.92 on every attack",
+        "GRED above DET_IS on average over attacks",
     }
     words = study.evaluations["CW-T"].overrides
     assert "mix.components.cw_t.victims=[${choices.victim.1}]" in words

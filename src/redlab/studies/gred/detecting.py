@@ -348,9 +348,9 @@ def table3() -> Study:
         evaluations={name: Evaluation(run=name, overrides=known(name)) for name in runs},
         numbers=numbers,
         claims={
-            "GRED is best on average over attacks": lambda t: every(
-                average([t[n, d] for n in NAMES.values()]) <= average([t[n, GRED] for n in NAMES.values()])
-                for d in list(DETECTORS)[:3]
+            "GRED at least 0.92 on every attack": lambda t: every(t[n, GRED] >= 0.92 for n in NAMES.values()),
+            "GRED above DET_IS on average over attacks": lambda t: (
+                average([t[n, IS] for n in NAMES.values()]) < average([t[n, GRED] for n in NAMES.values()])
             ),
             "DET_org still sees FGSM and PGD (at least 0.95)": lambda t: every(t[n, ORG] >= 0.95 for n in FIXED),
         },
