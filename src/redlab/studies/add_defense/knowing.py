@@ -90,6 +90,7 @@ def table5() -> Study:
         return table
 
     wide, narrow = (f"MNIST-Linf, {name}" for name in TRAINED)
+    short = {wide: "PGD of 0.3", narrow: "PGD of 0.15"}
     paper = paper_table("add_defense", "table5")
     rows = tuple(row for row in paper.rows if row["keys"]["dataset"] == "MNIST-Linf")
     return Study(
@@ -103,6 +104,15 @@ def table5() -> Study:
                 t[wide, "accuracy"] >= t[narrow, "accuracy"]
             ),
         },
+        figure=lambda _, t: curve(
+            {
+                "ours": {c: {name: t[row, c] for row, name in short.items()} for c in (f"{ONLY}, no defence", WHOLE)}
+                | {f"{ONLY}, then restored": {name: t[row, "accuracy"] for row, name in short.items()}}
+            },
+            truth=(f"{ONLY}, no defence",),
+            x_title="trained with",
+            title="Accuracy under AutoAttack",
+        ),
         paper=replace(paper, rows=rows),
         paper_data="MNIST, AutoAttack in linf of eps 0.3",
         notes=(
