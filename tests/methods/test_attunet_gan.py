@@ -83,7 +83,7 @@ def test_attention_is_that_of_the_sheet(window, across):
     assert torch.allclose(module(x, context if across else None), by_hand, atol=1e-5)
 
 
-@pytest.mark.parametrize("window", [1, 3, 7, 99])
+@pytest.mark.parametrize("window", [1, 3, 7, 13])
 def test_two_ways_to_attend_are_one(window):
     torch.manual_seed(0)
     given = [torch.randn(2, c, 6, 5, dtype=torch.float64, requires_grad=True) for c in (8, 8, 3)]
@@ -91,7 +91,7 @@ def test_two_ways_to_attend_are_one(window):
     assert torch.allclose(*found, atol=1e-12)
     slopes = [torch.autograd.grad((of * torch.arange(5)).sum(), given, retain_graph=True) for of in found]
     assert all(torch.allclose(a, b, atol=1e-10) for a, b in zip(*slopes, strict=True))
-    if window == 99:
+    if window == 13:  # wider than the image
         assert torch.allclose(found[0], dense_attention(*given, None), atol=1e-12)
 
 
