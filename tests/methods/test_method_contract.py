@@ -415,9 +415,9 @@ def test_no_hyperparameter_is_left_out(method):
 
 
 @pytest.mark.parametrize(
-    "case",  # of the cases of one class, two are enough for every day
+    "case",  # of the cases of one class two are enough for every day, and one network of its kind is slow
     [
-        pytest.param(c, id=n, marks=pytest.mark.slow if n in ("cdd_red_sample", "ds", "redrl_image") else ())
+        pytest.param(c, id=n, marks=pytest.mark.slow if n in ("cdd_red_sample", "ds", "redrl_image", "hgd") else ())
         for n, c in METHODS.items()
     ],
 )

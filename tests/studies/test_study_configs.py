@@ -73,6 +73,7 @@ def within(part: object, whole: object) -> bool:
     return whole == part
 
 
+@pytest.mark.slow
 def test_every_word_of_every_scale_and_run_composes() -> None:
     """Every scale with one run, and one scale with the words of all runs of a method together."""
     for paper in (path.stem for path in PAPERS):
