@@ -210,6 +210,14 @@ def test_runs_get_the_scale_their_own_words_and_the_users() -> None:
     assert merge_overrides(["a=1", "+b=2"], ["b=3", "c=x=y"], ["a=4"]) == ["b=3", "c=x=y", "a=4"]
 
 
+def test_the_card_of_a_study_without_runs_names_no_data_and_no_seeds() -> None:
+    counted = study(runs={}, evaluations={}, numbers=lambda _: {("a", "b"): 1.0}, claims={}, paper=None, paper_data="")
+    found = card(counted, counted.table([{}]), scale="small", runs={}, data="", device="CPU", seconds=0.0)
+    text = card_markdown(found)
+    assert "scale `small`, nothing trained, CPU" in text
+    assert not any(word in text for word in ("seed", "Ours", "Runs"))
+
+
 def test_an_evaluation_of_the_run_alone_is_its_own_test() -> None:
     assert Evaluation(run="A").own_test
     assert not Evaluation(run="A", attacks={"clean": Component(attack=None)}).own_test

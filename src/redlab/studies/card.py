@@ -164,7 +164,7 @@ def card(
         claims=[
             {"text": text} | _judgement(ours[text]) | {"paper": _paper_verdict(theirs[text])} for text in study.claims
         ],
-        notes=[*study.notes, _about_seeds(seeds)],
+        notes=[*study.notes, *([_about_seeds(seeds)] if seeds else [])],
         commit=commit(),
         versions=versions(),
         seconds=round(seconds, 1),
@@ -209,7 +209,8 @@ def card_tables(card: Card) -> list[tables.Table]:
                 mark = "†" if column in card.paper_doubts.get(row, {}) else ""
                 cells.append(_value(card.paper.get(row, {}).get(column)) + mark)
         rows.append(tuple(cells))
-    notes = [f"Ours: {card.data}." + (f" (paper): {card.paper_data}." if card.paper_data else "")]
+    sources = {"Ours": card.data, "(paper)": card.paper_data}
+    notes = [" ".join(f"{whose}: {data}." for whose, data in sources.items() if data)] if any(sources.values()) else []
     notes += [f"† {row}, {column}: {text}" for row, of in card.paper_doubts.items() for column, text in of.items()]
     verdicts = tuple((c["text"], c["verdict"], c["paper"], c["numbers"]) for c in card.claims)
     return [
@@ -220,12 +221,13 @@ def card_tables(card: Card) -> list[tables.Table]:
 
 def card_markdown(card: Card) -> str:
     """The card as GitHub markdown."""
+    where = f"data `{card.data}`, seeds {', '.join(map(str, card.seeds))}, " if card.runs else "nothing trained, "
     facts = [
-        f"scale `{card.scale}`, data `{card.data}`, seeds {', '.join(map(str, card.seeds))}, {card.device}",
+        f"scale `{card.scale}`, {where}{card.device}",
         f"{_duration(card.seconds)} wall-clock, {card.date}, judged by {_source(card.commit, card.versions)}",
     ]
     head = [f"## {card.study}: {card.title}", "", *(f"- {fact}" for fact in facts), ""]
-    runs = ["Runs:", ""]
+    runs = ["Runs:", ""] if card.runs else []
     for name, of in card.runs.items():
         runs.append(f"- {name}: `{' '.join(of[0]['overrides'])}`")
         for r in of:

@@ -259,8 +259,8 @@ def leak() -> Study:
         notes=(
             ROLES,
             "Not in the paper. The training has true labels throughout; what differs is the label that FGSM of the "
-            f"test starts from. Rows '{WRONG}' are of images that the network gets wrong on its own: what is right of "
-            "those was told by the attack.",
+            "test starts from, so that both columns have the same attacks but on images that the network gets wrong. "
+            f"Rows '{WRONG}' are of these: where one is right at last, the attack has helped.",
         ),
     )
 
