@@ -1,5 +1,7 @@
 """What docs/add_a_study.md prints."""
 
+import sys
+
 import pytest
 
 from printed import ROOT, imported
@@ -8,7 +10,10 @@ from redlab.studies import Study, numbers
 PAGE = ROOT / "docs" / "add_a_study.md"
 
 
-def test_the_printed_study_is_judged_on_its_rows_and_on_the_papers(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_printed_study_is_judged_on_its_rows_and_on_the_papers(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "printed_add_a_study_0", raising=False)  # another test may have imported it
     page = imported(PAGE)
     assert isinstance(page.study, Study)
     assert page.study.table(page.seeds)["PA_adv", "CDD-RED"].values == pytest.approx((78, 82))
