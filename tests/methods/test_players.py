@@ -80,6 +80,17 @@ def test_schedules_step_once_per_epoch(datamodule, trainer):
     assert [o.param_groups[0]["lr"] for o in run.optimizers] == [pytest.approx(1e-3 / 8), 1e-3]
 
 
+@pytest.mark.parametrize(("turn", "rates"), [("generator", [0.25, 1.0]), ("critic", [1.0, 0.25])])
+def test_the_schedule_of_a_player_that_never_plays_stands_still(datamodule, trainer, turn, rates):
+    both = {"generator": SGD, "critic": SGD}
+    schedules = dict.fromkeys(both, HALVING)
+    module = Turns(channels=1, attack_names=("clean", "fgsm"), optimizer=both, scheduler=schedules)
+    module.turn, module.clipped = turn, 1e-3
+    run = trainer(max_epochs=2)  # torch warns where a schedule is ahead of its optimiser, and warnings are errors here
+    run.fit(module, datamodule())
+    assert [o.param_groups[0]["lr"] for o in run.optimizers] == rates
+
+
 def test_plateau_schedules_watch_the_monitor(datamodule, trainer):
     plateau = partial(ReduceLROnPlateau, mode="max", patience=0, threshold=10.0)
     module = adversarial(scheduler={"critic": plateau}, optimizer=adam())

@@ -112,6 +112,7 @@ class Method(LightningModule):
         self.clip: float | None = None
         self.clip_algorithm = "norm"
         self._clip_now: float | None = None
+        self._played: set[str] = set()
         self.evaluator: Evaluator | None = None
         self.numbers: dict[str, float] = {}
         self.samples: Samples | None = None
@@ -204,6 +205,7 @@ class Method(LightningModule):
             optimizer.zero_grad()
             self.manual_backward(loss)
             optimizer.step()
+        self._played.add(player)
 
     def on_before_backward(self, loss: Tensor) -> None:
         """Stops before a bad loss reaches the weights.
@@ -234,7 +236,10 @@ class Method(LightningModule):
                     schedule.step(self.trainer.callback_metrics[self.monitor])
 
     def _schedules(self) -> list[Any]:
-        return [config.scheduler for config in self.trainer.lr_scheduler_configs]
+        """Of players that play: one whose loss has no weight makes no step, and its schedule must not be ahead of it."""
+        found = [config.scheduler for config in self.trainer.lr_scheduler_configs]
+        playing = [o for o, player in zip(self.trainer.optimizers, self.players, strict=True) if player in self._played]
+        return [schedule for schedule in found if any(schedule.optimizer is optimizer for optimizer in playing)]
 
     # ---- frozen networks --------------------------------------------------------------------------------------------
 
