@@ -236,7 +236,7 @@ class Method(LightningModule):
                     schedule.step(self.trainer.callback_metrics[self.monitor])
 
     def _schedules(self) -> list[Any]:
-        """Of players that play: one whose loss has no weight makes no step, and its schedule must not be ahead of it."""
+        """Of players that play: one whose loss has no weight makes no step, and its schedule must not run ahead."""
         found = [config.scheduler for config in self.trainer.lr_scheduler_configs]
         playing = [o for o, player in zip(self.trainer.optimizers, self.players, strict=True) if player in self._played]
         return [schedule for schedule in found if any(schedule.optimizer is optimizer for optimizer in playing)]
