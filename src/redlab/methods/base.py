@@ -237,9 +237,8 @@ class Method(LightningModule):
 
     def _schedules(self) -> list[Any]:
         """Of players that play: one whose loss has no weight makes no step, and its schedule must not run ahead."""
-        found = [config.scheduler for config in self.trainer.lr_scheduler_configs]
         playing = [o for o, player in zip(self.trainer.optimizers, self.players, strict=True) if player in self._played]
-        return [schedule for schedule in found if any(schedule.optimizer is optimizer for optimizer in playing)]
+        return [c.scheduler for c in self.trainer.lr_scheduler_configs if c.scheduler.optimizer in playing]
 
     # ---- frozen networks --------------------------------------------------------------------------------------------
 
