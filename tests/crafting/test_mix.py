@@ -6,6 +6,7 @@ import ast
 import operator
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -552,8 +553,16 @@ def test_eot_asks_a_restorer_that_draws_several_times() -> None:
 
 @pytest.mark.parametrize("gradient", ["EOT", {"eot": 0}, {"eot": 2.0}, {"bpda": 1}, None])
 def test_bad_gradient_is_named(gradient: Any) -> None:
-    with pytest.raises(ValueError, match="gradient must be exact, bpda or"):
+    with pytest.raises(ValueError, match="gradient must be exact, bpda, staged or"):
         AttackMix({"fgsm": Component(attack=FGSM(), knowledge="defence", gradient=gradient)})
+
+
+def test_stages_are_for_an_alarm_and_for_leaving_a_class() -> None:
+    staged = Component(attack=PGD(eps=0.1), knowledge="defence", gradient="staged")
+    with pytest.raises(ValueError, match="for untargeted attacks, got target='random'"):
+        AttackMix({"pgd": replace(staged, target="random")})
+    with pytest.raises(ValueError, match="for a detector and a victim, got Defended"):
+        craft(AttackMix({"pgd": staged}), nets("a"), n=8, defence=nets("b")["b"])
 
 
 @pytest.mark.parametrize("deal", ["stratified", "all"])

@@ -17,7 +17,7 @@ from redlab.attacks.wrappers import Defended
 from redlab.batch import CLEAN, KNOWLEDGE, AttackBatch
 from redlab.crafting.component import Component, Knowledge, differentiable, draws, is_control, unknown
 from redlab.crafting.deal import Plan
-from redlab.crafting.defended import WithoutAlarm, needs_victim, surface
+from redlab.crafting.defended import InStages, WithoutAlarm, needs_victim, surface
 from redlab.rng import SampleRng
 
 Rounding = Literal["fooling", "nearest", "floor"]
@@ -84,7 +84,7 @@ class Crafter:
                     knowledge[part.rows] = KNOWLEDGE.index(knows)
                     if self.components[part.name].label == "predicted":
                         work.start[part.rows] = _said(whole, clean[part.rows])
-                for judge, attacked, mine in _settled(whole, differentiable(whole, gradient), parts, work.start):
+                for judge, attacked, mine in _settled(whole, gradient, parts, work.start):
                     limits = self._attack(attacked, mine, work)
                     rows = torch.cat([part.rows for part in mine])
                     won = self._round(judge, rows, limits, work)
@@ -231,15 +231,17 @@ def _attacked_model(knows: Knowledge, victim: str | None, victims: Mapping[str, 
 
 
 def _settled(
-    whole: nn.Module, attacked: nn.Module, parts: list[_Part], start: Tensor
+    whole: nn.Module, gradient: str | int, parts: list[_Part], start: Tensor
 ) -> Iterator[tuple[nn.Module, nn.Module, list[_Part]]]:
     """What judges, what is attacked, and the rows of it: one each, but for a model with an alarm one for each class."""
+    attacked = differentiable(whole, gradient)
     if not getattr(whole, "rejects", False):
         yield whole, attacked, parts
         return
+    settled = InStages if gradient == "staged" else WithoutAlarm
     for label in torch.unique(torch.cat([start[part.rows] for part in parts])).tolist():
         mine = [some for part in parts if len((some := part.where(start == label)).rows)]
-        yield WithoutAlarm(whole, label, exact=True), WithoutAlarm(attacked, label), mine
+        yield WithoutAlarm(whole, label, exact=True), settled(cast(Any, attacked), label), mine
 
 
 def _said(model: nn.Module, x: Tensor) -> Tensor:

@@ -15,6 +15,9 @@ from redlab.attacks.guard import logits_of
 from redlab.attacks.wrappers import Defended
 from redlab.batch import Detector, Identifier, Labeler, capabilities
 
+LEAD = 10.0
+"""By how much a class leads at most where its cross-entropy is climbed: e^-10 is far from where float32 ends."""
+
 
 def surface(defence: Any, victim: nn.Module | None) -> nn.Module:
     """The network that an attacker who knows the defence attacks.
@@ -87,7 +90,12 @@ class WithAlarm(nn.Module):
         self._detects = "detector" in capabilities(defence)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, L + 1) logits.
+        """(B, C, H, W) -> (B, L + 1) logits; raises what ``parts`` does."""
+        logits, verdict = self.parts(x)
+        return torch.cat([logits, ((verdict + 1) * logits.amax(1))[:, None]], dim=1)
+
+    def parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, C, H, W) -> the victim's logits (B, L), raised; the verdict (B,).
 
         Raises:
             ValueError: the verdict has the wrong shape, or no gradient where one is wanted.
@@ -100,9 +108,7 @@ class WithAlarm(nn.Module):
                 f"the verdict of {type(self.defence).__name__} does not depend on the images by autograd (no_grad, "
                 "detach or a comparison inside it?): give the defence a surface(victim) that an attacker can use"
             )
-        logits = logits + (1 - logits.detach().amax(1, keepdim=True)).clamp(min=0)
-        alarm = (verdict.float() + 1) * logits.amax(1)
-        return torch.cat([logits, alarm[:, None]], dim=1)
+        return logits + (1 - logits.detach().amax(1, keepdim=True)).clamp(min=0), verdict.float()
 
     def _verdict(self, x: Tensor) -> Tensor:
         if self._detects:
@@ -130,11 +136,56 @@ class WithoutAlarm(nn.Module):
 
     def __init__(self, model: nn.Module, label: int, *, exact: bool = False) -> None:
         super().__init__()
-        self.model, self.label = model, label
-        self._either = torch.maximum if exact else torch.logaddexp
+        self.model, self.label, self.exact = model, label, exact
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, L) logits."""
         logits, alarm = logits_of(self.model, x, self.label + 1).tensor_split([-1], dim=1)
-        own = self._either(logits[:, self.label : self.label + 1], alarm)
-        return torch.cat([logits[:, : self.label], own, logits[:, self.label + 1 :]], dim=1)
+        own = logits[:, self.label : self.label + 1]
+        if self.exact:
+            return _instead(logits, self.label, torch.maximum(own, alarm))
+        return _bounded(_instead(logits, self.label, torch.logaddexp(own, alarm)), self.label)
+
+
+class InStages(nn.Module):
+    """The same in two stages: the class by the victim's gradient alone, and once it is wrong the alarm's.
+
+    The logit of y leads that of the most likely other class by as much as the victim has it lead, and by the verdict
+    from where this is at most 0. What wins here is just what wins against the defence. GRED's attackers have two stages
+    of which nothing more is known, its supplement is not to be had.
+
+    Args:
+        model: victim and detector.
+        label: y.
+    """
+
+    def __init__(self, model: WithAlarm, label: int) -> None:
+        super().__init__()
+        self.model, self.label = model, label
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, L) logits."""
+        logits, verdict = self.model.parts(x)
+        own = logits[:, self.label : self.label + 1]
+        rival = _instead(logits, self.label, torch.full_like(own, -torch.inf)).amax(1, keepdim=True)
+        first, second = own - rival, verdict[:, None]
+        # no step down from the first stage to the second
+        early = torch.cat([logits, own + second.detach().clamp(min=0)], dim=1)
+        late = torch.cat([logits.detach(), rival.detach() + second], dim=1)
+        settled, own = torch.where(first >= 0, early, late).tensor_split([-1], dim=1)
+        return _bounded(_instead(settled, self.label, own), self.label)
+
+
+def _instead(logits: Tensor, label: int, own: Tensor) -> Tensor:
+    """The logits, but ``own`` (B, 1) for one class."""
+    return torch.cat([logits[:, :label], own, logits[:, label + 1 :]], dim=1)
+
+
+def _bounded(logits: Tensor, label: int) -> Tensor:
+    """The logits of each image divided so that ``label`` leads by no more than ``LEAD``.
+
+    A detector can be so sure that the cross-entropy has no gradient left in float32, which would hide every way out.
+    """
+    found = logits.detach()
+    lead = found[:, label] - _instead(found, label, torch.full_like(found[:, :1], -torch.inf)).amax(1)
+    return logits / (lead / LEAD).clamp(min=1)[:, None]
