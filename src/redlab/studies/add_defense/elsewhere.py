@@ -162,7 +162,10 @@ def table7() -> Study:
     """Table 7 and Fig. 19: trained to make attacked images, does the perturbation come through?"""
     pairs = {"C&W": "cw", "DDN": "ddn"}
     runs = {
-        f"{name}, {attack}": [*trained("@mnist", known=f"@{key}", names=(name,))[name], f"method.target={key}_u"]
+        f"{name}, {attack}": [
+            *trained("@mnist", known=f"@{key}", names=(name,))[name],
+            *("@fewer", f"method.target={key}_u"),
+        ]
         for attack, key in pairs.items()
         for name in (APE, ADD)
     }
