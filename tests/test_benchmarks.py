@@ -80,3 +80,18 @@ def test_the_cost_of_a_mix(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["mix.py", "--repeats", "1"])
     module.main()
     assert "small_cnn" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_step_crafts_the_same_images_in_three_ways(tmp_path):
+    spec = importlib.util.spec_from_file_location("benchmark_of_a_step", FOLDER / "step.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    threads = torch.get_num_threads()
+    try:
+        module.main(["--width", "2", "--window", "1", "--repeats", "1", "--out", str(tmp_path / "step.json")])
+    finally:
+        torch.set_num_threads(threads)
+    said = json.loads((tmp_path / "step.json").read_text())["seconds"]
+    assert len(said) == 5
+    assert min(said.values()) > 0
