@@ -191,6 +191,8 @@ class GRED(Method):
         if decides not in (known := ("gred", *seen)):
             raise ValueError(f"decides must be one of {known}, got {decides!r}")
         self.verdict = decides
+        # The area is 1 after the first epoch, where hardly any image is above 0 as yet.
+        self.monitor = "val/detection_accuracy"
         self.detectors = nn.ModuleDict(
             {name: vgg11(2, many, self.frame.side, width_divisor=width_divisor) for name, many in seen.items()}
         )

@@ -178,6 +178,8 @@ def _measures(rows: Samples, groups: Tensor, many: int, clean: Samples) -> Itera
         curves = [_beside(rows, mine, clean, f"score_{score}") for mine in members]
         yield f"auroc{tail}", [_area(curve) for curve in curves]
         yield f"tpr_at_fpr1{tail}", [_true_rate(curve, 0.01) for curve in curves]
+    if "alarm" in rows:
+        yield "detection_accuracy", [_told(rows, mine, clean) for mine in members]
     if "said" in rows:
         probabilities, truth = answered(rows)
         yield "calibration_error", [calibration(probabilities[mine], truth[mine]) for mine in members]
@@ -185,9 +187,20 @@ def _measures(rows: Samples, groups: Tensor, many: int, clean: Samples) -> Itera
 
 def _beside(rows: Samples, mine: Tensor, clean: Samples, column: str) -> tuple[Tensor, Tensor] | None:
     """The ROC curve of the attacked among some rows, against the clean rows of the same victims."""
+    attacked, others = _both(rows, mine, clean, column)
+    return _roc(torch.cat([attacked, others]), torch.arange(len(attacked) + len(others)) < len(attacked))
+
+
+def _told(rows: Samples, mine: Tensor, clean: Samples) -> float:
+    """Half from alarms on attacked rows, half from none on clean rows; NaN without both."""
+    attacked, others = _both(rows, mine, clean, "alarm")
+    return float((attacked.nanmean() + 1 - others.nanmean()) / 2)
+
+
+def _both(rows: Samples, mine: Tensor, clean: Samples, column: str) -> tuple[Tensor, Tensor]:
+    """A column of the attacked among some rows, and of the clean rows of the same victims."""
     mine = mine[rows["attacked"][mine] > 0]
-    others = clean[column][torch.isin(clean["victim"], torch.unique(rows["victim"][mine]))]
-    return _roc(torch.cat([rows[column][mine], others]), torch.arange(len(mine) + len(others)) < len(mine))
+    return rows[column][mine], clean[column][torch.isin(clean["victim"], torch.unique(rows["victim"][mine]))]
 
 
 def score_names(rows: Samples) -> tuple[str, ...]:
