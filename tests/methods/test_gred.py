@@ -14,6 +14,7 @@ from redlab.batch import capabilities
 from redlab.crafting.defended import surface
 from redlab.methods import GRED, Rectifier
 from redlab.methods.gred import LEAST, Scale, entropy, input_sensitivity, overwritten, saliency, suspects
+from redlab.metrics import Samples
 from redlab.victims import ImageClassifier
 
 ADAM = partial(torch.optim.Adam, lr=1e-3)
@@ -298,6 +299,20 @@ def test_what_is_overwritten():
     assert torch.equal(overwritten(x, marked, chance, noise, 0.0), x)
     dark = torch.zeros_like(x)
     assert torch.equal(overwritten(dark, dark == 0, chance, noise, 1.0), dark)
+
+
+def test_the_best_checkpoint_is_that_of_the_threshold_and_not_of_the_area():
+    """Scores that part both kinds of images, but all below 0: their area is 1, and no alarm is ever raised."""
+    method, names = gred(), {"attack": ("clean", "pgd"), "knowledge": ("victim",), "victim": ("a",)}
+    kinds = {"attack": [0, 0, 1, 1], "attacked": [0, 0, 1, 1], "knowledge": [0] * 4, "victim": [0] * 4}
+    found = {}
+    for what, shift in (("early", -15.0), ("late", 0.0)):
+        scores = [shift - 3, shift - 2, shift + 2, shift + 3]
+        rows = Samples(kinds | {"score_gred": scores, "alarm": [float(score > 0) for score in scores]}, names)
+        found[what] = {f"val/{key}": value for key, value in method._numbers(rows).items()}
+    assert found["early"]["val/auroc"] == found["late"]["val/auroc"] == 1
+    assert found["early"][method.monitor] == 0.5
+    assert found["late"][method.monitor] == 1
 
 
 def test_a_found_image_goes_to_the_rectifier_and_the_others_to_the_classifier():

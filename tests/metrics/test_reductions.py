@@ -285,8 +285,12 @@ def test_the_numbers_of_a_detector_set_attacked_against_clean_rows_of_the_same_v
         "adaptive_auroc/fgsm": auroc(against(rows.where(knowledge="defence"), ["a", "b"]), "s"),
         "alarm_rate/clean/a": clean.where(victim="a").mean("alarm"),
     }
+    pgd, mine = victim.where(attack="pgd"), clean.where(victim="a")
+    wanted["detection_accuracy/pgd"] = (pgd.mean("alarm") + 1 - mine.mean("alarm")) / 2
     assert {key: found[key] for key in wanted} == pytest.approx(wanted, abs=1e-12)
-    assert not [key for key in found if key.startswith(("auroc/clean", "tpr_at_fpr1/clean"))]
+    assert not [
+        key for key in found if key.startswith(("auroc/clean", "tpr_at_fpr1/clean", "detection_accuracy/clean"))
+    ]
     two = numbers(rows.with_columns(score_t=-rows["score_s"]))
     assert two["auroc/pgd"] == found["auroc/pgd"]  # the first score decides
     assert two["auroc_t/pgd"] == pytest.approx(1 - two["auroc/pgd"], abs=1e-6)

@@ -5,8 +5,10 @@ All rates are fractions of the test images that the classifier gets right.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+
+import torch
 
 from redlab.metrics import Samples
 from redlab.studies.gred.detecting import GRED, IS, MNIST, NAMES, detectors
@@ -25,9 +27,11 @@ NOTES = (
     "second derivatives are taken. NoDET: the same attack on the classifier alone.",
     "DET_IS is trained again, as the detector whose verdict is that of InSen alone.",
 )
-ONE_STAGE = (
-    "Untargeted attacks climb log(exp of the class's logit + exp of the alarm's) in one stage; the paper's two stages "
-    "are in a supplement that is not to be had."
+SCHEMES = {"one stage": "exact", "two stages": "staged"}
+UNTARGETED_NOTE = (
+    "Untargeted attacks are made twice, and one of the two has to succeed. One stage: they climb log(exp of the logit "
+    "of the class + exp of the alarm's). Two: the class first, then the alarm. The paper has two stages as well; what "
+    "they are is in a supplement that is not to be had."
 )
 
 
@@ -36,11 +40,27 @@ def success(rows: Samples, knowledge: str) -> float:
     return len(rows.where(knowledge=knowledge, attacked=1)) / max(len(rows.clean), 1)
 
 
-def _seen(run: str, key: str) -> dict[str, Evaluation]:
-    """A run's own test, and the same attack by somebody who knows the detector."""
+def either(several: Sequence[Samples]) -> float:
+    """The same of attackers who know the detector and may try in several ways."""
+    won = torch.unique(torch.cat([rows.where(knowledge="defence", attacked=1)["image"] for rows in several]))
+    return len(won) / max(len(several[0].clean), 1)
+
+
+def smallest(rows: Samples) -> float:
+    """The mean over images of the least L2 size of their attacks; NaN without rows."""
+    images, place = torch.unique(rows["image"], return_inverse=True)
+    least = torch.full((len(images),), torch.inf, dtype=torch.float64)
+    return float(least.scatter_reduce(0, place, rows["d_attack"].double(), "amin").mean())
+
+
+def _known(run: str, key: str) -> dict[str, Evaluation]:
+    """A run's attack by somebody who knows the detector: by each of the schemes, or the only one if it is targeted."""
+    component = f"mix.components.{key}"
+    knows = (f"{component}.knowledge=defence", "@knowing", *DIAGNOSIS)
     return {
-        f"{run}, {NONE}": Evaluation(run=run),
-        f"{run}, known": Evaluation(run=run, overrides=(f"mix.components.{key}.knowledge=defence", *DIAGNOSIS)),
+        f"{run}, {name}": Evaluation(run=run, overrides=(*knows, f"{component}.gradient={gradient}"))
+        for name, gradient in SCHEMES.items()
+        if gradient == "exact" or not key.endswith("_t")
     }
 
 
@@ -59,20 +79,24 @@ def _white(
 ) -> Study:
     whole = {name: NAMES[key] for key, name in attacks.items()}
     alone = {name: f"{run}, {IS}" for name, run in whole.items()}
+    schemes = [name for name in SCHEMES if name == "one stage" or attacks is UNTARGETED]
     by_key = {key: NAMES[key] for key in attacks}
     runs = detectors("@mnist", names=by_key)
     runs |= {f"{run}, {IS}": words for run, words in detectors("@mnist", *ALONE, names=by_key).items()}
     evaluations: dict[str, Evaluation] = {}
     for key, name in attacks.items():
-        evaluations |= _seen(whole[name], key)
-        evaluations |= {k: v for k, v in _seen(alone[name], key).items() if k.endswith("known")}
+        evaluations[f"{whole[name]}, {NONE}"] = Evaluation(run=whole[name])
+        evaluations |= _known(whole[name], key) | _known(alone[name], key)
 
     def numbers(seen: Mapping[str, Seen]) -> dict[Address, float]:
         found: dict[Address, float] = {}
         for name in attacks.values():
             found[name, NONE] = success(seen[f"{whole[name]}, {NONE}"].rows, "victim")
-            found[name, IS] = success(seen[f"{alone[name]}, known"].rows, "defence")
-            found[name, GRED] = success(seen[f"{whole[name]}, known"].rows, "defence")
+            for detector, runs in ((IS, alone), (GRED, whole)):
+                rows = {scheme: seen[f"{runs[name]}, {scheme}"].rows for scheme in schemes}
+                found[name, detector] = either(list(rows.values()))
+                if len(rows) > 1:
+                    found |= {(name, f"{detector}, {scheme}"): either([of]) for scheme, of in rows.items()}
         return found
 
     return Study(
@@ -102,7 +126,7 @@ def table4() -> Study:
             ),
             "FGSM and CW hardly ever (at most 0.05)": lambda t: every(t[n, GRED] <= 0.05 for n in ("FGSM", "CW")),
         },
-        (ONE_STAGE,),
+        (UNTARGETED_NOTE,),
     )
 
 
@@ -130,14 +154,16 @@ def table6() -> Study:
     attacks = {"ddn_u": "DDN-U", "deepfool_u": "DFool-U", "ddn_t": "DDN-T"}
     runs = detectors("@mnist", names=attacks)
     without, with_it = "Without detector", "With DET_GRED"
-    evaluations = {k: v for key, name in attacks.items() for k, v in _seen(name, key).items()}
+    evaluations = {f"{name}, {NONE}": Evaluation(run=name) for name in attacks.values()}
+    evaluations |= {k: v for key, name in attacks.items() for k, v in _known(name, key).items()}
 
     def numbers(seen: Mapping[str, Seen]) -> dict[Address, float]:
         found: dict[Address, float] = {}
         for name in attacks.values():
-            for row, which, knowledge in ((without, NONE, "victim"), (with_it, "known", "defence")):
-                rows = seen[f"{name}, {which}"].rows.where(knowledge=knowledge, attacked=1)
-                found[row, name] = rows.mean("d_attack") if len(rows) else float("nan")
+            schemes = [scheme for scheme in SCHEMES if f"{name}, {scheme}" in seen]
+            known = Samples.cat([seen[f"{name}, {s}"].rows.where(knowledge="defence", attacked=1) for s in schemes])
+            found[without, name] = seen[f"{name}, {NONE}"].rows.where(knowledge="victim", attacked=1).mean("d_attack")
+            found[with_it, name] = smallest(known)
         return found
 
     return Study(
@@ -154,7 +180,11 @@ def table6() -> Study:
         paper=paper_table("gred", "table6"),
         paper_data="MNIST (DDN-U) and CIFAR-10",
         units={without: "L2", with_it: "L2"},
-        notes=(NOTES[0], ONE_STAGE, "Ours are all of MNIST; where no attack succeeds there is no number."),
+        notes=(
+            NOTES[0],
+            UNTARGETED_NOTE,
+            "Ours are all of MNIST; where no attack succeeds there is no number, and of two the smaller counts.",
+        ),
     )
 
 
