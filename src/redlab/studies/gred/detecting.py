@@ -45,8 +45,9 @@ MNIST = "MNIST, 10,000 test images"
 NOTES = (
     "Detection accuracy: half of it from attacked images that fool the classifier, half from their originals. Each row "
     "has a detector of its own, trained on that attack.",
-    f"'{KNOWN}' is not in the paper's table: PGD of 40 steps on classifier and detector together, with the largest eps "
-    "of the mix (8/255 where it has none). Half of it from such images that are right or found, half from clean ones.",
+    f"'{KNOWN}' is not in the paper's table: PGD of 40 steps on classifier and detector together, of eps 0.3 on MNIST, "
+    "else of the largest of the mix (8/255 where it has none). Half of it from such images that are right or found, "
+    "half from clean ones.",
 )
 
 
@@ -158,7 +159,7 @@ def _grey(
         id=f"gred/{study}",
         title="Detection of attacks on the classifier (Table 2)",
         runs=runs,
-        evaluations={name: Evaluation(run=name) for name in runs},
+        evaluations={name: Evaluation(run=name, overrides=(f"{data}_aware",)) for name in runs},
         numbers=numbers,
         claims=GREY | dict(claims),
         figure=lambda _, t: curve(
