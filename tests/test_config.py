@@ -299,7 +299,7 @@ def test_a_target_knows_its_arguments(path):
 def test_the_size_of_conf_is_known():
     """It grows on purpose, not by drift."""
     assert len(FILES) == 137
-    assert sum(len(path.read_text().splitlines()) for path in FILES) <= 2150
+    assert sum(len(path.read_text().splitlines()) for path in FILES) <= 2170
 
 
 def test_a_victim_and_a_data_set_say_only_what_differs():
