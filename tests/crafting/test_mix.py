@@ -558,11 +558,24 @@ def test_bad_gradient_is_named(gradient: Any) -> None:
 
 
 def test_stages_are_for_an_alarm_and_for_leaving_a_class() -> None:
+    class Restores(nn.Module):
+        def restore(self, x: Tensor) -> Tensor:
+            return x
+
+    class Detects(nn.Module):
+        verdict = "bright"
+
+        def adversarial_scores(self, x: Tensor) -> dict[str, Tensor]:
+            return {"bright": x.flatten(1).mean(1) - 0.6}
+
     staged = Component(attack=PGD(eps=0.1), knowledge="defence", gradient="staged")
     with pytest.raises(ValueError, match="for untargeted attacks, got target='random'"):
         AttackMix({"pgd": replace(staged, target="random")})
+    mix, one = AttackMix({"pgd": staged}), AttackMix({"pgd": replace(staged, gradient="exact")})
     with pytest.raises(ValueError, match="for a detector and a victim, got Defended"):
-        craft(AttackMix({"pgd": staged}), nets("a"), n=8, defence=nets("b")["b"])
+        craft(mix, nets("a"), n=8, defence=Restores())
+    two_stages, one_stage = (craft(of, nets("a"), n=8, defence=Detects())[0].adv for of in (mix, one))
+    assert not torch.equal(two_stages, one_stage)
 
 
 @pytest.mark.parametrize("deal", ["stratified", "all"])
