@@ -46,7 +46,8 @@ NOTES = (
     "Detection accuracy: half of it from attacked images that fool the classifier, half from their originals. Each row "
     "has a detector of its own, trained on that attack.",
     f"'{KNOWN}' is not in the paper's table: PGD of 100 steps of eps 0.3 (MNIST) or 8/255 on classifier and detector "
-    "together, in two stages, from the image itself. Half of it from such images that are right or found, half from clean ones.",
+    "together, in two stages, from the image itself. Half of it from such images that are right or found, half from "
+    "clean ones.",
 )
 
 
