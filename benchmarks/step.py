@@ -5,7 +5,8 @@
 The 96 images are dealt to FGSM and R-FGSM on three victims with an eps of their own each (`conf/mix/attunet.yaml`).
 Crafted are they in three ways: all together, as in a training, where the rows of a victim share its passes; a cell of
 attack and victim after the other; and by calls of one eps each, which is what an attack with a single eps needs. All
-end in the same images, and the script checks that. CPU seconds of one thread, medians over rounds that measure
+end in the same images, and the script checks that: in batches of another size a gradient of nearly 0 may round to the
+other sign, so one pixel in 10,000 may differ. CPU seconds of one thread, medians over rounds that measure
 everything in turn.
 """
 
@@ -14,13 +15,13 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from hydra.utils import instantiate
+from mix import seconds
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -53,13 +54,6 @@ def groups(plan: Plan, names: tuple[str, ...], *, by_eps: bool) -> Iterator[Tens
         yield (keys == key).all(1).nonzero()[:, 0]
 
 
-def seconds(run: Callable[[], object]) -> float:
-    """CPU seconds of this process."""
-    before = time.process_time()
-    run()
-    return time.process_time() - before
-
-
 def main(argv: list[str] | None = None) -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -69,6 +63,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
+    torch.manual_seed(0)
     nets = [architectures.fashion_cnn, architectures.small_cnn, architectures.lenet]
     victims = {net.__name__: Victim(net(10, CHANNELS, SIZE).eval(), num_classes=10, mean=0.3, std=0.3) for net in nets}
     sizes = [f"method.width={args.width}", f"method.window={args.window}"]
@@ -96,25 +91,20 @@ def main(argv: list[str] | None = None) -> None:
         found = torch.empty_like(batch.adv)
         for rows in groups(dealt, mix.attack_names, by_eps=by_eps):
             found[rows] = mix.craft(victims, x, y, of(dealt, rows)).adv
-        if not torch.allclose(found, batch.adv, atol=1e-6):
-            raise SystemExit("the images must not depend on how they are crafted")
+        other = float(((found - batch.adv).abs() > 1e-6).float().mean())
+        if other > 1e-4:
+            raise SystemExit(f"the images must not depend on how they are crafted: {other:.2%} of the pixels do")
 
     def discriminator() -> None:
-        with torch.no_grad():
-            restored = method._framed(method.frame.inside(batch.adv)).clamp(-1, 1)
         clean = method.frame.inside(batch.clean)
         loss = least_squares_real_or_fake_loss(method.discriminator(clean), method.discriminator(restored))
         discriminates.zero_grad()
         loss.backward()
         discriminates.step()
 
-    def restoring() -> None:
-        with torch.no_grad():
-            method._framed(method.frame.inside(batch.adv))
-
     def generator() -> None:
-        restored = method._framed(method.frame.inside(batch.adv)).clamp(-1, 1)
-        terms = method.loss_terms(batch, restored, method.frame.inside(batch.clean))
+        again = method._framed(method.frame.inside(batch.adv)).clamp(-1, 1)
+        terms = method.loss_terms(batch, again, method.frame.inside(batch.clean))
         method.discriminator.requires_grad_(False)
         generates.zero_grad()
         (100 * terms["pixel"] + terms["deception"] + terms["class"]).backward()
@@ -122,6 +112,8 @@ def main(argv: list[str] | None = None) -> None:
         method.discriminator.requires_grad_(True)
 
     together(plan(0))
+    with torch.no_grad():  # in a training step both players share this pass, which counts as the generator's
+        restored = method._framed(method.frame.inside(batch.adv)).clamp(-1, 1)
     spent: dict[str, list[float]] = {}
     for epoch in range(args.repeats):
         dealt = plan(epoch)
@@ -130,12 +122,10 @@ def main(argv: list[str] | None = None) -> None:
             "attacks, by attack and victim": lambda dealt=dealt: apart(dealt, by_eps=False),
             "attacks, by attack, victim and eps": lambda dealt=dealt: apart(dealt, by_eps=True),
             "generator": generator,
-            "a pass of the generator": restoring,  # which the discriminator's step shares with the generator's
             "discriminator": discriminator,
         }.items():
             spent.setdefault(name, []).append(seconds(run))
     median = {name: statistics.median(each) for name, each in spent.items()}
-    median["discriminator"] -= median.pop("a pass of the generator")
     step = sum(median[name] for name in ("attacks, all together", "generator", "discriminator"))
     table = Table("96 images", "CPU seconds", "of a step")
     for name, value in median.items():

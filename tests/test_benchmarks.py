@@ -83,7 +83,8 @@ def test_the_cost_of_a_mix(monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_a_step_crafts_the_same_images_in_three_ways(tmp_path):
+def test_a_step_crafts_the_same_images_in_three_ways(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(FOLDER))
     spec = importlib.util.spec_from_file_location("benchmark_of_a_step", FOLDER / "step.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -10,7 +10,7 @@ from made_up_redrl import failing, is_only
 from redlab.metrics import Samples
 from redlab.studies import Claim, Seen, Study, find
 from redlab.studies.gred.detecting import GRED, IS, NAMES
-from redlab.studies.gred.knowing import NONE, SCHEMES, TARGETED, UNTARGETED, either, smallest, success
+from redlab.studies.gred.knowing import NONE, SCHEMES, TARGETED, UNTARGETED, smallest, success
 
 COUNT = 1000
 
@@ -34,14 +34,14 @@ def rows(attack: str, rate: float, knowledge: str = "defence", size: float = 1.0
 
 
 def test_success_is_a_share_of_the_images_that_are_right() -> None:
-    assert success(rows("pgd_u", 0.25), "defence") == 0.25
-    assert success(rows("pgd_u", 0.25), "victim") == 0
+    assert success([rows("pgd_u", 0.25)], "defence") == 0.25
+    assert success([rows("pgd_u", 0.25)], "victim") == 0
 
 
 def test_who_may_try_in_two_ways_succeeds_where_one_does_and_the_smaller_one_counts() -> None:
     one_stage, two_stages = rows("pgd_u", 0.3, size=2.0), rows("pgd_u", 0.2, size=1.0, first=200)
-    assert either([one_stage]) == 0.3
-    assert either([one_stage, two_stages]) == 0.4
+    assert success([one_stage], "defence") == 0.3
+    assert success([one_stage, two_stages], "defence") == 0.4
     both = Samples.cat([of.where(knowledge="defence") for of in (one_stage, two_stages)])
     assert smallest(both) == pytest.approx((200 * 2.0 + 200 * 1.0) / 400)
     assert math.isnan(smallest(both.where(attacked=0)))

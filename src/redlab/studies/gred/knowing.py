@@ -35,14 +35,9 @@ UNTARGETED_NOTE = (
 )
 
 
-def success(rows: Samples, knowledge: str) -> float:
-    """Share of the images that are right without an attack whose attack succeeds."""
-    return len(rows.where(knowledge=knowledge, attacked=1)) / max(len(rows.clean), 1)
-
-
-def either(several: Sequence[Samples]) -> float:
-    """The same of attackers who know the detector and may try in several ways."""
-    won = torch.unique(torch.cat([rows.where(knowledge="defence", attacked=1)["image"] for rows in several]))
+def success(several: Sequence[Samples], knowledge: str) -> float:
+    """Share of the images that are right without an attack on which one of several attacks succeeds."""
+    won = torch.unique(torch.cat([rows.where(knowledge=knowledge, attacked=1)["image"] for rows in several]))
     return len(won) / max(len(several[0].clean), 1)
 
 
@@ -91,12 +86,12 @@ def _white(
     def numbers(seen: Mapping[str, Seen]) -> dict[Address, float]:
         found: dict[Address, float] = {}
         for name in attacks.values():
-            found[name, NONE] = success(seen[f"{whole[name]}, {NONE}"].rows, "victim")
+            found[name, NONE] = success([seen[f"{whole[name]}, {NONE}"].rows], "victim")
             for detector, runs in ((IS, alone), (GRED, whole)):
                 rows = {scheme: seen[f"{runs[name]}, {scheme}"].rows for scheme in schemes}
-                found[name, detector] = either(list(rows.values()))
+                found[name, detector] = success(list(rows.values()), "defence")
                 if len(rows) > 1:
-                    found |= {(name, f"{detector}, {scheme}"): either([of]) for scheme, of in rows.items()}
+                    found |= {(name, f"{detector}, {scheme}"): success([of], "defence") for scheme, of in rows.items()}
         return found
 
     return Study(
