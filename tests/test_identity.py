@@ -95,12 +95,12 @@ CASES = {
     "guides": (["data=fashion_mnist", "mix=cdd_red_unseen", "victim=vgg11"], {}),
     "victims of others": (
         [*FOLDER, "method=ds", "mix=redrl", "victim=torchvision_resnet18", "trainer=deterministic", "logger=wandb"],
-        {"victim_training.*": set()},
+        {"victim_training.*": set(), "data.hold_out": {R}},
     ),
     # which trains the victim itself: by no recipe but that of the method
     "a classifier": (
         ["method=classifier", "mix=adversarial_training"],
-        {"victim_training.*": {V}, "victims.*.weights": {V}, "method._target_": {R, E}},
+        {"victim_training.*": {V}, "victims.*.weights": {V}, "method._target_": {R, E}, "data.hold_out": {V, R}},
     ),
 }
 CONTENT = Content("images", "test images")
