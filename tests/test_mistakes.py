@@ -275,8 +275,11 @@ MORE_WAYS_OUT = [
     (["logger=null"], "logger=none", None),
     (["experiment=null"], "~experiment", None),
     (["victims.small_cnn.input_size=16"], "null", ["victims.small_cnn.input_size=null"]),
-    (["data.limit_val=1", "mix=adversarial_training"], "data.val_size=0",
-     ["data.limit_val=1", "mix=adversarial_training", "data.val_size=0"]),
+    (
+        ["data.limit_val=1", "mix=adversarial_training"],
+        "data.val_size=0",
+        ["data.limit_val=1", "mix=adversarial_training", "data.val_size=0"],
+    ),
 ]
 
 

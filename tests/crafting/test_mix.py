@@ -34,6 +34,7 @@ from redlab.attacks import (
 from redlab.attacks.wrappers import Defended
 from redlab.batch import AttackBatch
 from redlab.crafting import AttackMix, Cell, Component, Plan
+from redlab.crafting.defended import InStages, WithoutAlarm, surface
 
 K, SHAPE = 5, (2, 6, 5)
 CONF = Path(__file__).parents[2] / "conf"
@@ -553,11 +554,11 @@ def test_eot_asks_a_restorer_that_draws_several_times() -> None:
 
 @pytest.mark.parametrize("gradient", ["EOT", {"eot": 0}, {"eot": 2.0}, {"bpda": 1}, None])
 def test_bad_gradient_is_named(gradient: Any) -> None:
-    with pytest.raises(ValueError, match="gradient must be exact, bpda, staged or"):
+    with pytest.raises(ValueError, match="gradient must be exact, bpda, joint or"):
         AttackMix({"fgsm": Component(attack=FGSM(), knowledge="defence", gradient=gradient)})
 
 
-def test_stages_are_for_an_alarm_and_for_leaving_a_class() -> None:
+def test_who_leaves_a_class_before_a_detector_goes_in_stages_unless_told_otherwise() -> None:
     class Restores(nn.Module):
         def restore(self, x: Tensor) -> Tensor:
             return x
@@ -568,14 +569,31 @@ def test_stages_are_for_an_alarm_and_for_leaving_a_class() -> None:
         def adversarial_scores(self, x: Tensor) -> dict[str, Tensor]:
             return {"bright": x.flatten(1).mean(1) - 0.6}
 
-    staged = Component(attack=PGD(eps=0.1), knowledge="defence", gradient="staged")
-    with pytest.raises(ValueError, match="for untargeted attacks, got target='random'"):
-        AttackMix({"pgd": replace(staged, target="random")})
-    mix, one = AttackMix({"pgd": staged}), AttackMix({"pgd": replace(staged, gradient="exact")})
+    attack = PGD(eps=0.1, random_start=False)
+    leaves = Component(attack=attack, knowledge="defence")
+    joint = replace(leaves, gradient="joint")
+    with pytest.raises(ValueError, match="has no effect on targeted attacks, got target='random'"):
+        AttackMix({"pgd": replace(joint, target="random")})
     with pytest.raises(ValueError, match="for a detector and a victim, got Defended"):
-        craft(mix, nets("a"), n=8, defence=Restores())
-    two_stages, one_stage = (craft(of, nets("a"), n=8, defence=Detects())[0].adv for of in (mix, one))
-    assert not torch.equal(two_stages, one_stage)
+        craft(AttackMix({"pgd": joint}), nets("a"), n=8, defence=Restores())
+    victims = nets("a")
+    whole = surface(Detects(), victims["a"])
+    mix = AttackMix({"leaves": leaves, "joint": joint, "aims": replace(leaves, target=1)}, deal="all")
+    batch, _, x, y = craft(mix, victims, n=24, defence=Detects())
+    aims = torch.where(y == 1, 2, 1)
+    for name, scheme, target in (
+        ("leaves", InStages, None),
+        ("joint", WithoutAlarm, None),
+        ("aims", WithoutAlarm, aims),
+    ):
+        expected = x.clone()
+        for label in y.unique().tolist():
+            mine = y == label
+            goal = None if target is None else target[mine]
+            expected[mine] = attack(scheme(whole, label), x[mine], y[mine], target=goal)
+        found = batch.adv[batch.attack == mix.names.index(name)]
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+    assert not torch.equal(*(batch.adv[batch.attack == attack] for attack in (1, 2)))
 
 
 @pytest.mark.parametrize("deal", ["stratified", "all"])

@@ -272,10 +272,14 @@ def test_a_run_of_several_players_is_rehearsed(tiny):
 
 
 def test_a_detector_needs_clean_images(tiny):
+    said = "none of the 16 validation images clean, against which val/"
     cfg = configured(tiny)
     cfg.method = {"_target_": "standins.Detector", "channels": 1, "optimizer": cfg.method.optimizer.critic}
-    with pytest.raises(check.ConfigError, match=r"none of the 16 validation images clean, against which val/auroc"):
+    with pytest.raises(check.ConfigError, match=f"{said}auroc"):
         dry.rehearse(cfg)
+    gred = compose([*(word for word in tiny if not word.startswith("method.")), "method=gred", "mix=digits"])
+    with pytest.raises(check.ConfigError, match=f"{said}detection_accuracy"):
+        dry.rehearse(finalise(gred))
 
 
 def test_several_processes_are_told_of_unused_parameters(tiny, tmp_path):

@@ -114,7 +114,7 @@ def test_table6_compares_sizes_of_successful_attacks() -> None:
 
 def test_who_knows_the_detector_attacks_the_one_of_that_attack() -> None:
     study = one("table4")
-    for scheme, gradient in (("one stage", "exact"), ("two stages", "staged")):
+    for scheme, gradient in (("one stage", "joint"), ("two stages", "exact")):
         words = {"mix.components.cw_u.knowledge=defence", f"mix.components.cw_u.gradient={gradient}"}
         assert words <= set(study.evaluations[f"CW-U, {scheme}"].overrides)
     assert "CW-T, two stages" not in one("table5").evaluations

@@ -17,7 +17,7 @@ from redlab.rng import SampleRng
 from redlab.spelling import nearest
 
 Knowledge = Literal["victim", "defence"]
-Gradient = Literal["exact", "bpda", "staged"] | Mapping[str, int]
+Gradient = Literal["exact", "bpda", "joint"] | Mapping[str, int]
 
 LABELS = ("true", "predicted")
 MIN_WEIGHT = 0.001
@@ -44,9 +44,9 @@ class Component:
             image.
         knowledge: what the attacker knows and attacks: "victim", or "defence", the whole of it as
             ``redlab.crafting.defended.surface`` says; of a classifier under training this is adversarial training.
-        gradient: how to differentiate a defence: "exact"; "bpda", a restorer taken for the identity; "staged", first
-            the victim of a detector, and its alarm once the class is wrong (``InStages``); or ``{eot: n}``, the
-            mean answer of n draws of a defence that draws.
+        gradient: how to differentiate a defence: "exact", where untargeted attacks on a detector leave the class
+            first and silence the alarm then (``InStages``); "joint", both at once (``WithoutAlarm``); "bpda", a
+            restorer taken for the identity; or ``{eot: n}``, the mean answer of n draws of a defence that draws.
     """
 
     attack: Attack | None
@@ -153,16 +153,16 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
 
 
 def draws(name: str, gradient: Gradient) -> str | int:
-    """ "exact", "bpda", "staged" or the number of draws.
+    """ "exact", "bpda", "joint" or the number of draws.
 
     Raises:
         ValueError: anything else; the message names the component.
     """
-    if gradient in ("exact", "bpda", "staged"):
+    if gradient in ("exact", "bpda", "joint"):
         return str(gradient)
     number = gradient.get("eot") if isinstance(gradient, Mapping) and len(gradient) == 1 else None
     if type(number) is not int or number < 1:
-        raise ValueError(f"{name}.gradient must be exact, bpda, staged or {{eot: n}}, n at least 1, got {gradient!r}")
+        raise ValueError(f"{name}.gradient must be exact, bpda, joint or {{eot: n}}, n at least 1, got {gradient!r}")
     return number
 
 
@@ -170,13 +170,13 @@ def differentiable(model: nn.Module, gradient: str | int) -> nn.Module:
     """The model as its attacker differentiates it.
 
     Raises:
-        ValueError: "bpda" of something else than a restorer and a victim, "staged" of something without an alarm.
+        ValueError: "bpda" of something else than a restorer and a victim, "joint" of something without an alarm.
     """
     if isinstance(gradient, int):
         return Expected(model, gradient)
-    if gradient == "staged" and not isinstance(model, WithAlarm):
-        raise ValueError(f"gradient=staged is for a detector and a victim, got {type(model).__name__}: set exact")
-    if gradient in ("exact", "staged"):
+    if gradient == "joint" and not isinstance(model, WithAlarm):
+        raise ValueError(f"gradient=joint is for a detector and a victim, got {type(model).__name__}: set exact")
+    if gradient in ("exact", "joint"):
         return model
     if not isinstance(model, Defended):
         raise ValueError(f"gradient=bpda is for a restorer before a victim, got {type(model).__name__}: set exact")
@@ -219,8 +219,8 @@ def check_component(name: str, component: Component) -> dict[str, Distribution]:
         raise ValueError(
             f"{name}.gradient={component.gradient!r} has no effect where knowledge=victim: no defence is differentiated"
         )
-    if component.gradient == "staged" and target is not None:
-        raise ValueError(f"{name}.gradient='staged' is for untargeted attacks, got target={target!r}: set exact")
+    if component.gradient == "joint" and target is not None:
+        raise ValueError(f"{name}.gradient='joint' has no effect on targeted attacks, got target={target!r}: set exact")
     _check_parameters(name, component)
     return {key: Distribution.parse(f"{name}.params.{key}", spec) for key, spec in component.params.items()}
 

@@ -17,7 +17,7 @@ from redlab.attacks.wrappers import Defended
 from redlab.batch import CLEAN, KNOWLEDGE, AttackBatch
 from redlab.crafting.component import Component, Knowledge, differentiable, draws, is_control, unknown
 from redlab.crafting.deal import Plan
-from redlab.crafting.defended import InStages, WithoutAlarm, needs_victim, surface
+from redlab.crafting.defended import InStages, WithAlarm, WithoutAlarm, needs_victim, surface
 from redlab.rng import SampleRng
 
 Rounding = Literal["fooling", "nearest", "floor"]
@@ -84,7 +84,7 @@ class Crafter:
                     knowledge[part.rows] = KNOWLEDGE.index(knows)
                     if self.components[part.name].label == "predicted":
                         work.start[part.rows] = _said(whole, clean[part.rows])
-                for judge, attacked, mine in _settled(whole, gradient, parts, work.start):
+                for judge, attacked, mine in self._settled(whole, gradient, parts, work.start):
                     limits = self._attack(attacked, mine, work)
                     rows = torch.cat([part.rows for part in mine])
                     won = self._round(judge, rows, limits, work)
@@ -142,6 +142,27 @@ class Crafter:
                     part = _Part(name, setting, (mine & (plan.victim == victim)).nonzero()[:, 0])
                     groups.setdefault((knows, plan.victim_names[victim], gradient), []).append(part)
         return groups
+
+    def _settled(
+        self, whole: nn.Module, gradient: str | int, parts: list[_Part], start: Tensor
+    ) -> Iterator[tuple[nn.Module, nn.Module, list[_Part]]]:
+        """What judges, what is attacked, and its rows: one each, but for a model with an alarm one for each class.
+
+        There those who leave a class go in stages, where nothing else is asked for.
+        """
+        attacked = differentiable(whole, gradient)
+        if not getattr(whole, "rejects", False):
+            yield whole, attacked, parts
+            return
+        schemes: dict[Callable[[Any, int], nn.Module], list[_Part]] = {InStages: [], WithoutAlarm: []}
+        in_stages = isinstance(attacked, WithAlarm) and gradient == "exact"
+        for part in parts:
+            leaves = self.components[part.name].target is None
+            schemes[InStages if in_stages and leaves else WithoutAlarm].append(part)
+        for settled, some in schemes.items():
+            for label in torch.unique(torch.cat([start[:0], *(start[part.rows] for part in some)])).tolist():
+                mine = [own for part in some if len((own := part.where(start == label)).rows)]
+                yield WithoutAlarm(whole, label, exact=True), settled(attacked, label), mine
 
     def _attack(self, model: nn.Module, parts: list[_Part], work: _Work) -> Limits | None:
         """Writes the images and targets of the rows that attack one model.
@@ -228,20 +249,6 @@ def _attacked_model(knows: Knowledge, victim: str | None, victims: Mapping[str, 
         raise ValueError(f"the plan attacks {unknown('victim', victim, victims)}")
     own = None if victim is None else victims[victim]
     return surface(defence, own) if knows == "defence" else cast(nn.Module, own)
-
-
-def _settled(
-    whole: nn.Module, gradient: str | int, parts: list[_Part], start: Tensor
-) -> Iterator[tuple[nn.Module, nn.Module, list[_Part]]]:
-    """What judges, what is attacked, and the rows of it: one each, but for a model with an alarm one for each class."""
-    attacked = differentiable(whole, gradient)
-    if not getattr(whole, "rejects", False):
-        yield whole, attacked, parts
-        return
-    settled = InStages if gradient == "staged" else WithoutAlarm
-    for label in torch.unique(torch.cat([start[part.rows] for part in parts])).tolist():
-        mine = [some for part in parts if len((some := part.where(start == label)).rows)]
-        yield WithoutAlarm(whole, label, exact=True), settled(cast(Any, attacked), label), mine
 
 
 def _said(model: nn.Module, x: Tensor) -> Tensor:

@@ -32,7 +32,8 @@ def surface(defence: Any, victim: nn.Module | None) -> nn.Module:
 
     Returns:
         (B, C, H, W) -> (B, K) logits; (B, K + 1), the last one the alarm, where it has an attribute ``rejects``
-        that is True. An untargeted attack on the latter goes through ``WithoutAlarm``.
+        that is True. An untargeted attack on the latter goes through ``InStages``, a targeted one through
+        ``WithoutAlarm``.
 
     Raises:
         ValueError: the defence can do nothing that could be attacked.

@@ -56,7 +56,7 @@ def _try(
     for key, distribution in distributions.items():
         drawn[key] = drawn[key].long() if distribution.is_whole() else drawn[key].float()
     model: nn.Module = _Unasked()
-    if component.knowledge == "defence" and component.gradient != "staged":  # which a detector has, unlike this one
+    if component.knowledge == "defence" and component.gradient != "joint":  # which a detector has, unlike this one
         model = differentiable(Defended(_Untouched(), model), draws(name, component.gradient))
     try:
         changed = {**setting, **drawn}

@@ -8,10 +8,11 @@ from redlab.metrics.identification import (
     identified_total,
     unknown_auroc,
 )
-from redlab.metrics.reductions import auroc, cell_mean, numbers, roc, score_names, tpr_at_fpr, worst
+from redlab.metrics.reductions import BESIDE_CLEAN, auroc, cell_mean, numbers, roc, score_names, tpr_at_fpr, worst
 from redlab.metrics.samples import Samples
 
 __all__ = [
+    "BESIDE_CLEAN",
     "Samples",
     "auroc",
     "calibration_error",

@@ -32,6 +32,9 @@ MEANS = {
 CELL_MEANS = ("pa_benign", "pa_adv")
 """Pooled as the unweighted mean over cells, as CDD-RED (2022) does; all else is the mean over images."""
 
+BESIDE_CLEAN = ("auroc", "tpr_at_fpr1", "detection_accuracy")
+"""Measures of attacked images beside clean ones, without which they say nothing."""
+
 
 def cell_mean(rows: Samples, column: str) -> float:
     """Unweighted mean over cells (``CELL``) of the means over their rows; NaN without rows that have the number.

@@ -28,6 +28,7 @@ from redlab.crafting import AttackMix
 from redlab.data import AttackDataModule
 from redlab.evaluation import answers
 from redlab.methods import Method
+from redlab.metrics import BESIDE_CLEAN
 from redlab.runs.blame import attempt
 from redlab.runs.build import (
     content,
@@ -180,7 +181,7 @@ def _limits(cfg: DictConfig, mix: AttackMix, data: AttackDataModule | None, moni
             rows = data.indices["val"][: batches * data.eval_batch_size]
             names = list(map(str, cfg.victims))
             plan = mix.plan(rows, torch.arange(len(rows)), stage="val", epoch=0, victim_names=names)
-            if "auroc" in monitor and bool((plan.attack != CLEAN).all()):
+            if any(name in monitor for name in BESIDE_CLEAN) and bool((plan.attack != CLEAN).all()):
                 raise ConfigError(
                     f"mix={cfg.choices.mix} leaves none of the {len(rows)} validation images clean, against which "
                     f"{monitor} is measured: add clean images by +component@mix.components.clean=base."

@@ -27,7 +27,7 @@ NOTES = (
     "second derivatives are taken. NoDET: the same attack on the classifier alone.",
     "DET_IS is trained again, as the detector whose verdict is that of InSen alone.",
 )
-SCHEMES = {"one stage": "exact", "two stages": "staged"}
+SCHEMES = {"one stage": "joint", "two stages": "exact"}
 UNTARGETED_NOTE = (
     "Untargeted attacks are made twice, and one of the two has to succeed. One stage: they climb log(exp of the logit "
     "of the class + exp of the alarm's). Two: the class first, then the alarm. The paper has two stages as well; what "
@@ -52,10 +52,10 @@ def _known(run: str, key: str) -> dict[str, Evaluation]:
     """A run's attack by somebody who knows the detector: by each of the schemes, or the only one if it is targeted."""
     component = f"mix.components.{key}"
     knows = (f"{component}.knowledge=defence", "@knowing", *DIAGNOSIS)
+    schemes = {"one stage": "exact"} if key.endswith("_t") else SCHEMES
     return {
         f"{run}, {name}": Evaluation(run=run, overrides=(*knows, f"{component}.gradient={gradient}"))
-        for name, gradient in SCHEMES.items()
-        if gradient == "exact" or not key.endswith("_t")
+        for name, gradient in schemes.items()
     }
 
 
