@@ -211,7 +211,7 @@ def test_victims(configs, name):
     """With the shapes alone: no weight is drawn, none is downloaded."""
     spec = OmegaConf.to_container(configs["cifar10"].victims[name])
     backbone = spec.pop("backbone")
-    weights, size = spec.pop("weights"), 96 if "inception" in name else 32
+    weights, size = spec.pop("weights"), 96 if name.endswith(("inception_v3", "alexnet")) else 32
     if name in OURS:
         assert weights is None  # trained here
     else:
@@ -298,8 +298,8 @@ def test_a_target_knows_its_arguments(path):
 
 def test_the_size_of_conf_is_known():
     """It grows on purpose, not by drift."""
-    assert len(FILES) == 137
-    assert sum(len(path.read_text().splitlines()) for path in FILES) <= 2170
+    assert len(FILES) == 138
+    assert sum(len(path.read_text().splitlines()) for path in FILES) <= 2230
 
 
 def test_a_victim_and_a_data_set_say_only_what_differs():

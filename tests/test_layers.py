@@ -29,7 +29,7 @@ ALLOWED = {
     "report": {"batch", "metrics"},
     "evaluation": {"precision", "batch", "metrics"},
     "notebook": {"batch", "attacks", "crafting", "metrics", "evaluation"},
-    "probes": {"rng", "precision", "batch", "metrics", "victims", "evaluation"},
+    "probes": {"rng", "precision", "batch", "attacks", "metrics", "victims", "evaluation"},
     "data": {"rng", "batch", "attacks", "crafting", "evaluation"},
     "methods": {"rng", "batch", "nn", "metrics", "evaluation", "victims"},
     "studies": {

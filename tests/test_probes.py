@@ -1,13 +1,31 @@
 """Probes, against closed forms on networks small enough to work out by hand."""
 
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from redlab.attacks import PGD
 from redlab.batch import AttackBatch
 from redlab.evaluation import Answers
-from redlab.probes import Attribution, PartialPerturbation, Transfer, gradcam, overlap
+from redlab.methods import CDDRED
+from redlab.probes import (
+    Attribution,
+    AttributionShift,
+    Certification,
+    Cost,
+    Logits,
+    PartialPerturbation,
+    Resemblance,
+    Revert,
+    Transfer,
+    gradcam,
+    overlap,
+)
 from redlab.victims import Victim
 
 
@@ -166,3 +184,122 @@ def test_wrong_input_is_refused() -> None:
             probe(None, nets, rows, Answers())
     with pytest.raises(ValueError, match=r"'b' must be a redlab\.victims\.Victim, got Backbone"):
         Attribution()(Half(), {"a": victim(), "b": Backbone()}, rows, said(rows))
+
+
+# ---- undone, alike, elsewhere, certain, and at what cost ------------------------------------------------------------
+
+
+class Side(nn.Module):
+    """Two classes: whether the first pixel is above one half, by how much."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        lead = 10 * (x.flatten(1)[:, 0] - 0.5)
+        return torch.stack([-lead, lead], dim=1)
+
+
+class Kept:
+    """A restorer that knows nothing."""
+
+    def restore(self, x: Tensor) -> Tensor:
+        return x
+
+
+def test_an_attack_is_undone_within_its_budget_and_only_where_it_succeeded() -> None:
+    of = batch(4, victims=1)
+    of.clean[:, 0, 0, 0] = torch.tensor([0.58, 0.58, 0.6, 0.42])
+    of = replace(of, adv=of.clean.clone())
+    of.adv[:, 0, 0, 0] = torch.tensor([0.45, 0.3, 0.55, 0.7])  # undone by 0.1; not; no success; not
+    found = Revert(settings=(("small", 0.1, 10), ("large", 0.3, 20)))(Kept(), {"net": Side()}, of, said(of))
+    assert found["pa_benign_small"].tolist() == [1, 0, 1, 0]
+    assert found["pa_benign_large"].tolist() == [1, 1, 1, 1]
+    assert float(found["d_small"][2]) == pytest.approx(0.05)  # x' itself
+    assert float(found["d_small"][0]) == pytest.approx(0.58 - 0.55)  # all of the budget, the loss falls on
+    assert found["pa_adv_small"].tolist() == [1, 1, 1, 1]  # of x less what was added: 0.48, 0.48, 0.6, 0.52
+
+
+def test_logits_are_those_of_the_first_victim_of_all_images() -> None:
+    of = batch()
+    nets = {"a": victim(0), "b": victim(1)}
+    found = Logits()(Half(), nets, of, said(of))
+    assert list(found) == [f"{side}_logit_{k}" for side in ("true", "red") for k in range(3)]
+    with torch.no_grad():
+        true, red = nets["a"](of.adv), nets["a"](of.adv / 2 + of.clean)
+    torch.testing.assert_close(torch.stack([found[f"true_logit_{k}"] for k in range(3)], 1), true.double())
+    torch.testing.assert_close(torch.stack([found[f"red_logit_{k}"] for k in range(3)], 1), red.double())
+
+
+def test_a_perturbation_resembles_the_attack_that_it_comes_from() -> None:
+    """Behind a restorer that knows the clean images, each attack is itself."""
+    of = batch(6, victims=1)
+    nets = {"a": victim(0), "b": victim(3)}
+    attack = PGD(eps=0.1, steps=5, random_start=False)
+    with torch.no_grad():
+        of = replace(of, adv=attack(nets["a"], of.clean, nets["a"](of.clean).argmax(1)))
+
+    class Oracle:
+        def restore(self, x: Tensor) -> Tensor:
+            return of.clean
+
+    weak = PGD(eps=0.1, steps=1, step_size=0.01, random_start=False)
+    probe = Resemblance(library=(("strong", attack), ("weak", weak)))
+    found = probe(Oracle(), nets, of, Answers(restored=of.clean))
+    assert set(found) == {f"cosine_{n}_{v}" for n in ("strong", "weak") for v in "ab"}
+    torch.testing.assert_close(found["cosine_strong_a"], torch.ones(6, dtype=torch.float64))
+    assert bool((found["cosine_strong_b"] < 0.999).all())
+
+
+def test_a_map_that_stays_is_no_shift() -> None:
+    of = batch()
+    nets = {"a": victim(0), "b": victim(1)}
+    same = AttributionShift()(Kept(), nets, of, Answers(restored=of.adv))
+    assert float(same["score_attribution"].abs().max()) < 1e-6
+    assert float(same["score_attribution_iou"].abs().max()) == 0
+    moved = AttributionShift()(Half(), nets, of, Answers(restored=1 - of.adv))
+    one, two = (gradcam(nets["b"], x[1::2], nets["b"](x[1::2]).argmax(1)) for x in (of.adv, 1 - of.adv))
+    expected = 1 - F.cosine_similarity(one.flatten(1).double(), two.flatten(1).double())
+    nowhere = ~(one.flatten(1).any(1) | two.flatten(1).any(1))
+    torch.testing.assert_close(moved["score_attribution"][1::2], torch.where(nowhere, 0.0, expected))
+    with pytest.raises(ValueError, match="threshold must be"):
+        AttributionShift(threshold=0)
+
+
+def test_what_is_certain_of_a_half_space_is_its_distance() -> None:
+    """Of a linear classifier the smoothed one is right within exactly the distance to its boundary."""
+    of = batch(4, victims=1)
+    of.clean[:, 0, 0, 0] = torch.tensor([0.9, 0.2, 0.5, 0.9])
+    of = replace(of, label=torch.tensor([1, 0, 1, 0]))
+    nets, probe = {"net": Side()}, Certification(sigma=0.25, draws=20000)
+    found = probe(Kept(), nets, of, said(of))
+    assert torch.equal(found["radius"], found["radius_plain"])
+    assert found["radius"].tolist() == pytest.approx([0.4, 0.3, -1, -1], abs=0.03)  # 3: no side; 4: the wrong one
+    assert float(found["radius"][0]) < 0.4
+
+    class Darker:
+        def restore(self, x: Tensor) -> Tensor:
+            return x - 0.2
+
+    darker = probe(Darker(), nets, of, said(of))
+    assert darker["radius"][:2].tolist() == pytest.approx([0.2, 0.5], abs=0.03)
+    assert torch.equal(darker["radius_plain"], found["radius_plain"])
+    with pytest.raises(ValueError, match="must be positive"):
+        Certification(alpha=1.0)
+
+
+def test_cost_is_of_a_step_and_of_an_estimate() -> None:
+    of = batch(8)
+    adam = {"optimizer": partial(torch.optim.Adam, lr=1e-3), "channels": 1, "depth": 4}
+    few, many = (CDDRED(victims={"a": victim(0)}, width=width, **adam).eval() for width in (4, 64))
+    found = [Cost()(method, {"a": victim(0)}, of, said(of)) for method in (few, many)]
+    for name in ("step_s", "restore_s"):
+        assert len({*found[0][name].tolist()}) == 1
+        assert 0 < float(found[0][name][0]) < float(found[1][name][0])
+    assert all(p.grad is None for p in many.parameters())
+    with pytest.raises(ValueError, match="has no loss_terms"):
+        Cost()(Half(), {}, of, said(of))
+
+
+@pytest.mark.parametrize("probe", [AttributionShift(), Certification(), Logits(), Resemblance(library=())])
+def test_probes_of_restored_images_say_so(probe: Any) -> None:
+    of = batch()
+    with pytest.raises(ValueError, match="the defence is no restorer"):
+        probe(object(), {"a": victim(0)}, of, Answers())

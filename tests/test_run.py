@@ -252,7 +252,7 @@ def test_of_several_studies_one_that_fails_stops_no_other(in_a_folder, monkeypat
 
     monkeypatch.setattr(lab.Lab, "make", make)
     monkeypatch.setattr(lab, "rehearse", lambda cfg: ({}, None))
-    with pytest.raises(ConfigError, match=r"1 of 3 studies failed: cdd_red/table1"):
+    with pytest.raises(ConfigError, match=r"1 of 4 studies failed: cdd_red/table1"):
         lab.studies("cdd_red/table*[179]", "smoke", [0], [], in_a_folder)
     said = " ".join(capsys.readouterr().out.split())
     assert "RuntimeError: out of memory" in said

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from redlab.methods.cdd_red import AUGMENTATIONS, crop_pad, cutmix, transformed_views
+from redlab.methods.cdd_red import AUGMENTATIONS, crop_pad, cutmix, cutout, rotation, transformed_views, translation
 from redlab.rng import generator
 
 
@@ -45,6 +45,45 @@ def test_crop_pad_area_at_224():
     assert low == pytest.approx(0.06, abs=0.015)
     assert median == pytest.approx(0.33, abs=0.015)
     assert high == pytest.approx(0.67, abs=0.02)
+
+
+def test_cutout_blackens_one_square_of_at_most_50_of_224_pixels():
+    sides = []
+    for seed in range(300):
+        hole = cutout(torch.ones(1, 1, 1, 224, 224), generator(seed))[0, 0, 0] == 0
+        rows, columns = hole.any(1), hole.any(0)
+        assert torch.equal(hole, rows[:, None] & columns[None])
+        sides.append(max(int(rows.sum()), int(columns.sum())))
+    assert 40 < max(sides) <= 50
+    assert sum(sides) / len(sides) == pytest.approx(13.25, abs=2)  # the mean of U{1..U{1..50}}, less at the border
+
+
+def test_a_rotation_turns_about_the_centre():
+    angles = set()
+    for seed in range(20):
+        pairs = torch.zeros(1, 1, 1, 65, 65)
+        pairs[..., 30:35, 52:57] = 1.0  # 22 to the right of the centre
+        out = rotation(pairs, generator(seed))[0, 0, 0].double()
+        y, x = (torch.arange(65.0).double() - 32 for _ in range(2))
+        mass = float(out.sum())
+        centre = torch.tensor([float((out.sum(1) * y).sum()), float((out.sum(0) * x).sum())]) / mass
+        assert mass == pytest.approx(25, rel=0.05)
+        assert float(centre.norm()) == pytest.approx(22, abs=0.5)
+        angles.add(round(float(torch.atan2(centre[0], centre[1])), 1))
+    assert len(angles) > 10
+
+
+def test_a_translation_shifts_by_whole_pixels_up_to_a_quarter_and_fills_with_black():
+    shifts = set()
+    for seed in range(300):
+        pairs = torch.zeros(1, 1, 1, 16, 24)
+        pairs[..., 8, 12] = 1.0
+        out = translation(pairs, generator(seed))[0, 0, 0]
+        ((y, x),) = out.nonzero().tolist()
+        assert float(out[y, x]) == pytest.approx(1)
+        shifts.add((y - 8, x - 12))
+    assert {y for y, _ in shifts} == set(range(-4, 5))
+    assert {x for _, x in shifts} == set(range(-6, 7))
 
 
 def test_crop_pad_scales_its_sides_with_the_image():

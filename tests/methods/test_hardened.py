@@ -10,7 +10,8 @@ from torch import nn
 from conftest import make_pairs, make_victim
 from redlab.batch import capabilities
 from redlab.methods import ADDDefense, Hardened, RestoredClassifier
-from redlab.methods.hardened import lower_bound, trainable
+from redlab.methods.hardened import trainable
+from redlab.metrics import lower_bound
 from redlab.victims import Victim
 
 ADAM = partial(torch.optim.Adam, lr=1e-3)

@@ -73,7 +73,12 @@ OPEN = {
     "spatial_transform": Component(attack=SpatialTransform(steps=2)),
     "feature": Component(attack=FeatureAttack(guides=lambda x, y, target, rng: 1 - x, steps=2)),
 }
-CRAFTED = {"cdd_red": {"pgd": Component(attack=PGD(eps=8 / 255, steps=2))}, "redrl": REDRL, "mix=redrl_open": OPEN}
+CDD_RED = {
+    "fgsm": Component(attack=FGSM(eps=8 / 255)),
+    "pgd": Component(attack=PGD(eps=8 / 255, steps=2)),
+    "cw": Component(attack=CarliniWagnerL2(c=100.0, steps=10, binary_search_steps=1)),
+}
+CRAFTED = {"cdd_red": CDD_RED, "mix=cdd_red_unseen": CDD_RED, "redrl": REDRL, "mix=redrl_open": OPEN}
 """What the mix of a paper, or one that an evaluation asks for, stands for."""
 
 ALONE = {"cdd_red/tableA9": "its rows are networks", "redrl/gain_text": "a card is of one data set, the paper has two"}
@@ -128,8 +133,20 @@ def looked(paper: str, evaluation: Evaluation) -> Seen:
     return LOOKED[alike]
 
 
+WITHOUT_A_NUMBER = {
+    "redrl/gain_text": "it needs a table that is not there",
+    "cdd_red/fig8": "eight images on two networks at random: all attacks are alike, and have no rank",
+}
+"""Studies with one claim that cannot be judged here, and why."""
+
+LAB_ALONE = ("cdd_red/table2_adaptive", "cdd_red/cost")
+"""What needs attackers that words name, and a method that can be trained."""
+
+
 # of the others an evaluation names a list of the scale, which a lab alone resolves: test_smoke.py makes these
-@pytest.mark.parametrize("name", [name for name in STUDIES if name.startswith(("cdd_red/", "redrl/"))])
+@pytest.mark.parametrize(
+    "name", [name for name in STUDIES if name.startswith(("cdd_red/", "redrl/")) and name not in LAB_ALONE]
+)
 def test_numbers_claims_and_figure_of_a_study(name: str) -> None:
     (study,) = find(name)
     seen = {n: looked(name.split("/")[0], evaluation) for n, evaluation in study.evaluations.items()}
@@ -138,7 +155,7 @@ def test_numbers_claims_and_figure_of_a_study(name: str) -> None:
         assert set(study.printed.cells) <= set(table.cells)
     assert all(math.isfinite(number.mean) for number in table.cells.values())
     unknown = [claim for claim in study.judge(table).values() if isinstance(claim, str)]
-    assert len(unknown) == (name == "redrl/gain_text")
+    assert len(unknown) == (name in WITHOUT_A_NUMBER)
     if study.figure is not None:
         assert study.figure(seen, table).axes
 

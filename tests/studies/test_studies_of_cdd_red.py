@@ -7,9 +7,17 @@ import torch
 from made_up import VALUES, rows, seen
 
 from redlab.crafting.component import check_component, setting_names
+from redlab.crafting.describe import described
 from redlab.metrics import Samples
+from redlab.runs.build import make_mix
+from redlab.runs.config import compose, finalise
 from redlab.studies import STUDIES, Claim, Seen, Study, find, paper_table
-from redlab.studies.cdd_red import IOU, RUNS, SHARES, STEPS, tableA8
+from redlab.studies.cdd_red.appendix import MIXTURE, REVERTED, STEPS, tableA8
+from redlab.studies.cdd_red.certifying import PLAIN, RADII
+from redlab.studies.cdd_red.known import RUNS
+from redlab.studies.cdd_red.looking import IOU
+from redlab.studies.cdd_red.perturbing import SHARES, row_correlation
+from redlab.studies.cdd_red.unseen import KNOWING
 
 OF = {
     "d(x, x_RED)": "d",
@@ -50,6 +58,7 @@ UNPRINTED = {
     "attunet_gan/table1": "recovered above exposed",
     "attunet_gan/clean": "at most 2 points are lost",
     "gred/table1": "random pixels",
+    "cdd_red/appG": "clean images are not hurt",
 }
 """Words of claims of ours, for which a paper's table lacks a column or a row."""
 
@@ -224,3 +233,246 @@ def test_fig7_measures_the_gap_to_the_truth() -> None:
     assert [line.get_label() for line in figure.axes[0].lines] == [*RUNS, "truth"]
     worse = seeds | {"DS": sweep(0.005, 0.05)}
     assert list(verdicts(of, worse).values())[:2] == ["fails", "fails"]
+
+
+# ---- attacks of others, and other trainings -------------------------------------------------------------------------
+
+IN_TABLE_2 = {"table2_auto": "AutoAttack", "table2_feature": "Feature Attack"}
+
+
+@pytest.mark.parametrize("name", ["table2_auto", "table2_feature", "tableA2", "tableA3", "tableA4"])
+def test_tables_of_other_attacks_give_the_papers_numbers(name: str) -> None:
+    of = one(name)
+    means = {c: printed(name, c) for c in RUNS}
+    seeds = {c: exact(of) for c, of in means.items()}
+    table = of.table([seeds])
+    assert set(table.cells) == set(of.printed.cells)
+    for address, number in of.printed.cells.items():
+        assert table[address].mean == pytest.approx(number.mean), address
+    assert set(verdicts(of, seeds).values()) == {"holds"}
+    if name in IN_TABLE_2:
+        assert all("only=" in " ".join(e.overrides) for e in of.evaluations.values())
+    for measure, value in (("d", 1000.0), ("pa_adv", 0.01)):  # no claim is blind to CDD-RED
+        worse = seeds | {"CDD-RED": exact(means["CDD-RED"] | {measure: value})}
+        if any(word in " ".join(of.claims) for word in ({"d": ("d:",), "pa_adv": ("PA_adv",)}[measure])):
+            assert "fails" in verdicts(of, worse).values()
+
+
+def adaptive_rows(column: str, worse: float) -> Seen:
+    """Three ways to know the defence, each with its own numbers; an image is right unless one of them has it wrong."""
+    of = printed("table2_adaptive", column)
+    parts = []
+    for place in range(len(KNOWING)):
+        made = rows({})
+        known = made.where(knowledge="defence").take(torch.tensor([0, 1]))
+        shift = 0.0 if place == 0 else worse
+        columns = {k: torch.full((2,), of[k] + shift, dtype=torch.float64) for k in ("d", "pa_benign", "pa_adv")}
+        right = torch.tensor([1.0, 0.0 if place == 1 else 1.0]).double()
+        codes = torch.full((2,), place + 1, dtype=torch.int64)
+        parts.append(Samples(dict(known.columns) | columns | {"right": right, "attack": codes},
+                             dict(known.names) | {"attack": ("clean", "pgd_0", "pgd_1", "pgd_2")}))  # fmt: skip
+    return Seen(rows=Samples.cat(parts))
+
+
+def test_the_adaptive_table_stands_beside_autoattack_and_takes_the_worst_image_by_image() -> None:
+    of = one("table2_adaptive")
+    seen = {c: adaptive_rows(c, 0.02) for c in RUNS}
+    seen |= {f"{c}, AutoAttack": exact(printed("table2_auto", c)) for c in RUNS}
+    table = of.table([seen])
+    for address, number in of.printed.cells.items():
+        assert table[address].mean == pytest.approx(number.mean), address
+    assert table["PA_adv, Adaptive Attack, BPDA", "DO"].mean == pytest.approx(53.21)
+    assert table["accuracy under the worst of the three", "DS"].mean == pytest.approx(50)
+    assert set(verdicts(of, seen).values()) == {"holds"}
+    words = of.evaluations["DO"].overrides[-1]
+    assert all(f"gradient:{word}" in words for word in ("exact", "bpda", "{eot:4}"))
+
+
+def test_tableA1_has_a_column_for_each_way_back() -> None:
+    of = one("tableA1")
+    paper = paper_table("cdd_red", "tableA1")
+    means = printed("tableA1", "CDD-RED") | {"d_attack": 20.6}
+    for column, (name, _, _) in REVERTED.items():
+        back = {r["keys"]["metric"]: r["values"][column] for r in paper.rows}
+        means |= {f"d_{name}": back["d(x, x_RED)"]}
+        means |= {f"{key}_{name}": back[row] / 100 for key, row in (("pa_benign", "PA_benign"), ("pa_adv", "PA_adv"))}
+    seen = {"CDD-RED": exact(means)}
+    table = of.table([seen])
+    for address, number in of.printed.cells.items():
+        assert table[address].mean == pytest.approx(number.mean), address
+    assert set(verdicts(of, seen).values()) == {"holds"}
+    assert "fails" in verdicts(of, {"CDD-RED": exact(means | {"pa_adv_pgd10_20": 0.5})}).values()
+
+
+@pytest.mark.parametrize("name", ["tableA5", "tableA6"])
+def test_tables_of_other_trainings_stand_beside_table1(name: str) -> None:
+    of = one(name)
+    paper = paper_table("cdd_red", name)
+    seen = {c: exact(printed(name, c)) for c in paper.columns} | {"default": exact(printed("table1", "CDD-RED"))}
+    table = of.table([seen])
+    for address, number in of.printed.cells.items():
+        assert table[address].mean == pytest.approx(number.mean), address
+    assert set(verdicts(of, seen).values()) == {"holds"}
+    assert of.runs["default"] == RUNS["CDD-RED"]
+    assert one("tableA5").runs["f=R-Res50"][-1] == "victims.robust.weights=@robust classifier"
+
+
+def test_fig4_compares_each_augmentation_with_none() -> None:
+    of = one("fig4")
+    assert of.runs["Base"] == RUNS["DO"]
+    means = {name: {"d": 2.0, "pa_benign": 0.5, "pa_adv": 0.5} for name in of.runs}
+    means["crop_pad"] = means["cutmix"] = {"d": 1.8, "pa_benign": 0.6, "pa_adv": 0.5}
+    means["cutmix + crop_pad"] = {"d": 1.7, "pa_benign": 0.6, "pa_adv": 0.5}
+    assert set(verdicts(of, {name: exact(m) for name, m in means.items()}).values()) == {"holds"}
+    means["cutmix"] = {"d": 2.1, "pa_benign": 0.5, "pa_adv": 0.5}
+    found = verdicts(of, {name: exact(m) for name, m in means.items()})
+    assert list(found.values()) == ["fails", "holds"]
+
+
+def test_cost_takes_the_least_of_all_batches_and_the_ratio_to_do() -> None:
+    of = one("cost")
+
+    def took(step: float) -> Seen:
+        made = rows({})
+        spent = torch.full((len(made),), step, dtype=torch.float64)
+        spent[0] *= 9
+        return Seen(rows=made.with_columns(step_s=spent, restore_s=spent / 10))
+
+    seen = {"DO": took(1.0), "DS": took(1.5), "CDD-RED": took(3.0)}
+    table = of.table([seen])
+    assert table["CDD-RED", "epoch time"].mean == pytest.approx(3)
+    assert table["DS", "a training step, times that of DO"].mean == pytest.approx(1.5)
+    assert set(verdicts(of, seen).values()) == {"holds"}
+    assert set(verdicts(of, seen | {"DS": took(0.9)}).values()) == {"fails"}
+
+
+def test_a_mixture_is_three_thirds_whatever_their_numbers() -> None:
+    of = one("appG")
+    names = {"attack": ("clean", *MIXTURE), "knowledge": ("victim", "defence")}
+
+    def mixed(attacked: float, noisy: float, clean: float) -> Seen:
+        kinds = [("clean", 5, clean, 1.0), ("noise", 3, noisy, 0.9)]
+        kinds += [(attack, 2, attacked, 0.0) for attack in ("pgd", "cw")]
+        found: dict[str, list[float]] = {"attack": [], "right_restored": [], "right_attacked": [], "attacked": []}
+        for kind, count, restored, before in kinds:
+            for _ in range(count):
+                values = (names["attack"].index(kind), restored, before, float(kind in ("pgd", "cw")))
+                for column, value in zip(found, values, strict=True):
+                    found[column].append(value)
+        found |= {"knowledge": [0] * 12, "right_clean": [1.0] * 12}
+        wrong = Samples(found | {"right_clean": [0.0] * 12, "right_restored": [0.0] * 12}, names)
+        return Seen(rows=Samples.cat([Samples(found, names), wrong]))
+
+    seen = {"DO": mixed(0.3, 0.9, 1.0), "DS": mixed(0.8, 0.9, 0.96), "CDD-RED": mixed(0.85, 0.95, 0.97)}
+    table = of.table([seen])
+    assert table["before denoising", "accuracy"].mean == pytest.approx(100 * 1.9 / 3)
+    assert table["DO", "accuracy"].mean == pytest.approx(100 * 2.2 / 3)
+    assert table["CDD-RED", "clean images"].mean == pytest.approx(97)
+    assert set(verdicts(of, seen).values()) == {"holds"}
+    assert "fails" in verdicts(of, seen | {"CDD-RED": mixed(0.85, 0.95, 0.9)}).values()
+
+
+def test_the_mixture_has_the_attacks_of_training() -> None:
+    trained = make_mix(finalise(compose(["method=cdd_red", "mix=cdd_red_known"])))
+    assert described({k: part for k, part in MIXTURE.items() if k != "noise"}) == described(trained.components)
+
+
+# ---- where the victim looks, and what attacks have in common --------------------------------------------------------
+
+
+def test_fig6_asks_for_mean_and_median() -> None:
+    of = one("fig6")
+    low, high = dict.fromkeys(IOU.values(), 0.2), dict.fromkeys(IOU.values(), 0.6)
+    seen_of = {"DO": seen(low), "DS": seen(low), "CDD-RED": seen(high)}
+    assert set(verdicts(of, seen_of).values()) == {"holds"}
+    better = high | {"iou_readded_y": 0.9, "iou_restored_y": 0.9}
+    assert set(verdicts(of, seen_of | {"DS": seen(better)}).values()) == {"fails"}
+    assert of.figure is not None
+    assert len(of.figure(seen_of, of.table([seen_of])).axes) == 4
+
+
+def test_figA1_is_the_area_of_attacked_against_clean_images() -> None:
+    of = one("figA1")
+
+    def told(gap: float) -> Seen:
+        made = rows({})
+        step = made["image"].double() / 10
+        score = made["attacked"] * gap + step
+        return Seen(rows=made.with_columns(score_attribution=score, score_attribution_iou=-score))
+
+    seen_of = {"DS": told(0.05), "CDD-RED": told(1.0)}
+    table = of.table([seen_of])
+    assert table["area, by cosine", "CDD-RED"].mean == 1
+    assert table["area, by cosine", "DS"].mean == pytest.approx(0.75)
+    assert table["area, by overlap", "CDD-RED"].mean == 0
+    assert set(verdicts(of, seen_of).values()) == {"holds"}
+    assert set(verdicts(of, {"DS": told(0.0), "CDD-RED": told(1.0)}).values()) == {"tie"}
+
+
+def test_row_correlation_is_spearmans() -> None:
+    a = torch.tensor([[1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, 4.0], [10.0, -3.0, 0.5, 2.0]])
+    b = torch.tensor([[0.1, 9.0, 99.0, 100.0], [4.0, 3.0, 2.0, 1.0], [1.0, 2.0, 3.0, 4.0]])
+    ranks = ([4, 1, 2, 3], [1, 2, 3, 4])
+    by_hand = 1 - 6 * sum((p - q) ** 2 for p, q in zip(*ranks, strict=True)) / (4 * 15)
+    assert row_correlation(a, b).tolist() == pytest.approx([1, -1, by_hand])
+
+
+def alike(estimates_follow: bool) -> Seen:
+    """Three attacks on two victims: logits of an attack have an order of its own, less so on the other victim."""
+    g = torch.Generator().manual_seed(0)
+    base = {attack: torch.randn(30, 10, generator=g) for attack in ("fgsm", "pgd", "cw")}
+    noise = {"fgsm": 0.05, "pgd": 0.5, "cw": 1.0}
+    parts = []
+    names = {"attack": ("clean", "fgsm", "pgd", "cw"), "victim": ("a", "b"), "knowledge": ("victim", "defence")}
+    for code, attack in enumerate(base, start=1):
+        for victim in (0, 1):
+            true = base[attack] + noise[attack] * torch.randn(30, 10, generator=g)
+            red = true + 0.01 if estimates_follow else torch.randn(30, 10, generator=g)
+            sides = (("true", true), ("red", red))
+            columns = {f"{n}_logit_{k}": of[:, k].double() for n, of in sides for k in range(10)}
+            codes = {"attack": [code] * 30, "victim": [victim] * 30, "knowledge": [0] * 30, "attacked": [1.0] * 30}
+            parts.append(Samples({"image": list(range(30)), **codes, **columns}, names))
+    return Seen(rows=Samples.cat(parts))
+
+
+def test_fig8_compares_the_likenesses_of_estimates_with_those_of_attacks() -> None:
+    of = one("fig8")
+    found = {"CDD-RED": alike(True)}
+    table = of.table([found])
+    assert table["truth: fgsm a", "fgsm a"].mean == pytest.approx(1)
+    assert table["truth: pgd a", "pgd b"].mean > table["truth: pgd a", "fgsm b"].mean + 0.3
+    assert set(verdicts(of, found).values()) == {"holds"}
+    assert next(iter(verdicts(of, {"CDD-RED": alike(False)}).values())) == "fails"
+    assert of.figure is not None
+    assert len(of.figure(found, table).axes) == 3  # and the scale
+
+
+def test_figA2_matches_with_the_networks_that_the_denoiser_knows() -> None:
+    of = one("figA2")
+    made = rows({}, victims=("a", "b", "new"))
+    own = torch.where(made["victim"] == 2, 1.0, -9.0).double()  # what is crafted on the others does not count
+    cosines = {"FGSM": 0.1, "PGD": 0.4, "CW": 0.2}
+    columns = {f"cosine_{n}_{v}": own * c for n, c in cosines.items() for v in ("a", "b")}
+    columns |= {f"cosine_{n}_new": own for n in cosines}
+    found = {"CDD-RED": Seen(rows=made.with_columns(**columns))}
+    table = of.table([found])
+    assert table["b PGD", "cosine"].mean == pytest.approx(0.4)
+    assert table["images whose best match is PGD", "cosine"].mean == 1
+    assert not any("new" in row for row in table.rows)
+    assert set(verdicts(of, found).values()) == {"holds"}
+
+
+def test_figA3_counts_what_is_certain_to_be_right() -> None:
+    of = one("figA3")
+    made = rows({})
+
+    def certain(radius: float) -> Seen:
+        radii = torch.where(made["image"] == 0, radius, -1.0).double()
+        return Seen(rows=made.with_columns(radius=radii, radius_plain=torch.full_like(radii, -1.0)))
+
+    found = {"DO": certain(0.1), "DS": certain(0.3), "CDD-RED": certain(0.5)}
+    table = of.table([found])
+    assert [table[f"certified at {r:g}", "DS"].mean for r in RADII] == [50, 50, 50, 50, 0, 0, 0]
+    assert table["certified at 0", PLAIN].mean == 0
+    assert set(verdicts(of, found).values()) == {"holds"}
+    assert list(verdicts(of, found | {"DO": certain(0.6), "DS": certain(0.1)}).values()) == ["fails", "holds"]

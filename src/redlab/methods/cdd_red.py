@@ -120,11 +120,46 @@ def cutmix(pairs: Tensor, generator: torch.Generator) -> Tensor:
     return out
 
 
+def cutout(pairs: Tensor, generator: torch.Generator) -> Tensor:
+    """Blackens one square hole. Its side is uniform up to a uniform bound of at most 50 of 224 pixels."""
+    height, width = pairs.shape[-2:]
+    side = _draw(1, _draw(1, max(1, round(50 * height / 224)), generator), generator)
+    top, left = (_draw(0, length - 1, generator) - side // 2 for length in (height, width))
+    out = pairs.clone()
+    out[..., max(0, top) : top + side, max(0, left) : left + side] = 0
+    return out
+
+
+def rotation(pairs: Tensor, generator: torch.Generator) -> Tensor:
+    """Turns by one angle, uniform in -180..180 degrees; black where nothing comes from."""
+    return _moved(pairs, angle=360 * float(torch.rand((), generator=generator)) - 180)
+
+
+def translation(pairs: Tensor, generator: torch.Generator) -> Tensor:
+    """Shifts by whole pixels, uniform up to a quarter of each side; black where nothing comes from."""
+    height, width = pairs.shape[-2:]
+    y, x = (_draw(-(length // 4), length // 4, generator) for length in (height, width))
+    return _moved(pairs, translate=[x, y])
+
+
+def _moved(pairs: Tensor, angle: float = 0.0, translate: Sequence[int] = (0, 0)) -> Tensor:
+    from torchvision.transforms.v2 import InterpolationMode  # takes seconds to import
+    from torchvision.transforms.v2.functional import affine
+
+    move = {"angle": angle, "translate": list(translate), "scale": 1.0, "shear": [0.0, 0.0]}
+    moved: Tensor = affine(pairs.flatten(0, 1), **move, interpolation=InterpolationMode.BILINEAR)
+    return moved.view_as(pairs)
+
+
 AUGMENTATIONS: Mapping[str, Callable[[Tensor, torch.Generator], Tensor]] = {
     "identity": identity,
     "crop_pad": crop_pad,
     "cutmix": cutmix,
+    "cutout": cutout,
+    "rotation": rotation,
+    "translation": translation,
 }
+"""The paper trains with ``crop_pad`` and ``cutmix``; Fig. 4 compares them with the others."""
 
 
 def transformed_views(
@@ -172,7 +207,7 @@ class CDDRED(Method):
         reconstruction: weight of eq. 2.
         lambda_benign: weight of the benign term of eq. 3; 0 for DO.
         lambda_adv: weight of the adversarial term of eq. 3; 0 for DO and DS.
-        augment: names out of "crop_pad" and "cutmix".
+        augment: names out of ``AUGMENTATIONS``, the identity aside.
         aug_mode: "concat", "sample" or "none", see ``transformed_views``.
         keep: "joint", "separate", "all" or "original", see ``keep_mask``.
         aug_group: pairs that share an augmentation's draws; None: the whole batch.

@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,39 +21,11 @@ from torch import Tensor, nn
 
 from redlab.batch import AttackBatch
 from redlab.methods.base import Method, OptimizerPartial, SchedulerPartial, chosen
+from redlab.metrics import Certificate, certificate, votes
 from redlab.nn import Decoder, Encoder, Frame
 from redlab.nn.strided import SIDE
 from redlab.rng import generator
 from redlab.victims import ImageClassifier
-
-
-class Certificate(NamedTuple):
-    """What randomised smoothing is sure of.
-
-    Attributes:
-        label: (B,) int64, the class, -1 where it abstains.
-        radius: (B,) in L2: no perturbation below it changes the answer; 0 where it abstains.
-    """
-
-    label: Tensor
-    radius: Tensor
-
-
-def lower_bound(hits: Tensor, draws: int, alpha: float) -> Tensor:
-    """The one-sided bound of Clopper and Pearson: the share of hits is above it with probability 1 - alpha.
-
-    Args:
-        hits: (B,) how many of the draws were hits.
-        draws: how many there were.
-        alpha: in (0, 1).
-
-    >>> round(float(lower_bound(torch.tensor([1000]), 1000, 0.001)), 6)  # 0.001 ** (1 / 1000)
-    0.993116
-    """
-    from scipy.stats import beta  # type: ignore[import-untyped]
-
-    found = beta.ppf(alpha, hits.cpu().numpy(), draws - hits.cpu().numpy() + 1)
-    return torch.as_tensor(found, dtype=torch.float64).nan_to_num(0.0)  # without a hit there is no such beta
 
 
 class Hardened(Method):
@@ -133,12 +105,8 @@ class Hardened(Method):
             raise ValueError("only a classifier with noise can certify: set method.noise")
         if min(draws, select) < 1 or not 0 < alpha < 1:
             raise ValueError(f"draws, select and alpha must be positive, alpha below 1: {(draws, select, alpha)}")
-        label = self._votes(x, select, "select").argmax(1)
-        hits = self._votes(x, draws, "certify").gather(1, label[:, None])[:, 0]
-        low = lower_bound(hits, draws, alpha).to(x.device)
-        sure = low > 0.5
-        radius = self.noise * torch.special.ndtri(low)
-        return Certificate(torch.where(sure, label, -1), torch.where(sure, radius, 0.0).float())
+        votes = (self._votes(x, *of) for of in ((select, "select"), (draws, "certify")))
+        return certificate(*votes, sigma=self.noise, alpha=alpha)
 
     def training_step(self, batch: AttackBatch, batch_idx: int) -> Tensor:
         """Cross-entropy on the attacked images; or, with noise, on the clean ones and noise."""
@@ -159,8 +127,7 @@ class Hardened(Method):
 
     def _votes(self, x: Tensor, draws: int, purpose: str) -> Tensor:
         """(B, K) how many draws say each class."""
-        said = [self(x + noise) for noise in self._noises(x, draws, purpose)]
-        return torch.stack([F.one_hot(each.argmax(1), each.shape[1]) for each in said]).sum(0)
+        return votes(self, x, self._noises(x, draws, purpose))
 
 
 def trainable(victim: nn.Module) -> nn.Module:

@@ -1,7 +1,17 @@
 """Probes: what an evaluation can look at besides its own measures. Each adds columns and pictures to a batch's rows."""
 
-from redlab.probes.attribution import Attribution, gradcam, overlap
-from redlab.probes.perturbation import PartialPerturbation, Perturbations, Transfer, centred
+from redlab.probes.attribution import Attribution, AttributionShift, gradcam, overlap
+from redlab.probes.certification import Certification
+from redlab.probes.cost import Cost
+from redlab.probes.perturbation import (
+    Logits,
+    PartialPerturbation,
+    Perturbations,
+    Resemblance,
+    Revert,
+    Transfer,
+    centred,
+)
 from redlab.probes.probe import Probe
 from redlab.probes.representation import FirstMap, IntrinsicDimension, Latents, intrinsic_dimension
 from redlab.probes.saliency import Saliency, filter_saliency, input_saliency
@@ -9,15 +19,21 @@ from redlab.probes.sensitivity import Masking, Rectification, Removal, Sensitivi
 
 __all__ = [
     "Attribution",
+    "AttributionShift",
+    "Certification",
+    "Cost",
     "FirstMap",
     "IntrinsicDimension",
     "Latents",
+    "Logits",
     "Masking",
     "PartialPerturbation",
     "Perturbations",
     "Probe",
     "Rectification",
     "Removal",
+    "Resemblance",
+    "Revert",
     "Saliency",
     "Sensitivity",
     "Transfer",

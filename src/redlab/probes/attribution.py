@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -136,3 +136,53 @@ class Attribution:
             most = torch.cat([*mine.values()], dim=1).amax((1, 2, 3)).clamp(min=1e-12)[:, None, None, None]
             pictures |= {key: m / most for key, m in mine.items()}
         return columns | pictures
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttributionShift:
+    """By how much the victim looks elsewhere after restoring, a sign of an attack (CDD-RED, Fig. A1).
+
+    Of an image z, attacked or not, the Grad-CAM map of F(z) on z beside that of F(D(z)) on D(z). Columns
+    ``score_attribution``, 1 less their cosine, and ``score_attribution_iou``, 1 less their overlap; where both maps
+    are 0 they are alike. Needs a restorer.
+
+    Attributes:
+        threshold: of the overlap, as a share of a map's maximum.
+        layer: of every victim; None means the feature layer of each.
+    """
+
+    threshold: float = 0.5
+    layer: str | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.threshold <= 1:
+            raise ValueError(f"threshold must be in (0, 1], got {self.threshold}")
+
+    def __call__(
+        self, method: Any, victims: Mapping[str, nn.Module], batch: AttackBatch, said: Answers
+    ) -> Mapping[str, Tensor]:
+        """See ``Probe``.
+
+        Raises:
+            ValueError: the defence restores nothing, or a victim has no feature layer.
+        """
+        images = (batch.adv, restored_of(said))
+        scores = {name: torch.zeros(len(batch), dtype=torch.float64) for name in ("attribution", "attribution_iou")}
+        for number, victim in enumerate(victims.values()):
+            rows = (batch.victim == number).nonzero()[:, 0]
+            if not len(rows):
+                continue
+            before, after = (_own_map(cast(ImageClassifier, victim), x[rows], self.layer) for x in images)
+            alike = torch.cosine_similarity(before.flatten(1).double(), after.flatten(1).double())
+            nowhere = ~(before.flatten(1).any(1) | after.flatten(1).any(1))
+            scores["attribution"][rows.cpu()] = 1 - alike.where(~nowhere, 1.0).cpu()
+            scores["attribution_iou"][rows.cpu()] = (
+                1 - overlap(before, after, self.threshold).where(~nowhere, 1.0).cpu()
+            )
+        return {f"score_{name}": score for name, score in scores.items()}
+
+
+def _own_map(victim: ImageClassifier, x: Tensor, layer: str | None) -> Tensor:
+    with torch.no_grad():
+        said = victim(x).argmax(1)
+    return gradcam(victim, x, said, layer)

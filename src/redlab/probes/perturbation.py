@@ -1,7 +1,8 @@
-"""What a perturbation looks like, what it does on other networks, and what a share of it does."""
+"""What a perturbation looks like, what it and a share of it do, whether it can be undone, and whose it is."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from redlab.batch import AttackBatch, estimate
+from redlab.attacks import PGD
+from redlab.batch import Attack, AttackBatch, estimate
 from redlab.evaluation import Answers
 from redlab.metrics import cosine, logit_distance, pixel_distance, prediction_alignment
 from redlab.precision import full_precision
@@ -80,6 +82,99 @@ class PartialPerturbation:
                         f"{head}logit_d_{p:g}": logit_distance(logits, clean),
                         f"{head}pixel_d_{p:g}": pixel_distance(images, batch.clean),
                     }
+        return columns
+
+
+@dataclass(frozen=True, kw_only=True)
+class Revert:
+    """Whether an attack is undone by another one, back to what the victim says of the clean image (CDD-RED, Table A1).
+
+    x_RED is then the result of targeted PGD in linf that starts at x' and knows both the victim and F(x). Columns
+    ``<what>_<name>`` with ``d``, ``pa_benign`` and ``pa_adv`` as an evaluation has them of a restorer.
+
+    Attributes:
+        settings: (name, eps, steps) of each; steps of eps / 4, without a random start.
+    """
+
+    settings: tuple[tuple[str, float, int], ...]
+
+    def __call__(
+        self, method: Any, victims: Mapping[str, nn.Module], batch: AttackBatch, said: Answers
+    ) -> Mapping[str, Tensor]:
+        """See ``Probe``."""
+        columns: dict[str, Tensor] = {}
+        with torch.no_grad(), full_precision():
+            clean, adv = (of_victims(victims, batch, images) for images in (batch.clean, batch.adv))
+            for name, eps, steps in self.settings:
+                pgd, back = PGD(eps=eps, steps=steps, random_start=False), batch.adv.clone()
+                for number, victim in enumerate(victims.values()):
+                    rows = (batch.victim == number).nonzero()[:, 0]
+                    if len(rows):
+                        start, goal = adv[rows].argmax(1), clean[rows].argmax(1)
+                        # where the attack failed there is no way back to take
+                        rows, start, goal = (part[start != goal] for part in (rows, start, goal))
+                    if len(rows):
+                        back[rows] = pgd(victim, batch.adv[rows], start, target=goal)
+                readded = batch.adv - back + batch.clean
+                columns |= {
+                    f"d_{name}": pixel_distance(back, batch.clean),
+                    f"pa_benign_{name}": prediction_alignment(of_victims(victims, batch, back), clean),
+                    f"pa_adv_{name}": prediction_alignment(of_victims(victims, batch, readded), adv),
+                }
+        return columns
+
+
+@dataclass(frozen=True, kw_only=True)
+class Logits:
+    """What the first victim says of x' and of x'_RED = x' - x_RED + x, whoever was attacked (CDD-RED, Fig. 8).
+
+    Columns ``true_logit_<k>`` and ``red_logit_<k>`` for each class k. Needs a restorer.
+    """
+
+    def __call__(
+        self, method: Any, victims: Mapping[str, nn.Module], batch: AttackBatch, said: Answers
+    ) -> Mapping[str, Tensor]:
+        """See ``Probe``.
+
+        Raises:
+            ValueError: the defence restores nothing.
+        """
+        images = {"true": batch.adv, "red": batch.adv - restored(said) + batch.clean}
+        judge = next(iter(victims.values()))
+        with torch.no_grad(), full_precision():
+            logits = {name: judge(x).double() for name, x in images.items()}
+        return {f"{name}_logit_{k}": column for name, of in logits.items() for k, column in enumerate(of.T)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resemblance:
+    """Which attack a perturbation looks like (CDD-RED, Fig. A2).
+
+    For a new image z' the estimate D(z') is attacked by everything in a library, x'_i = Atk_i(D(z')) from what the
+    attacked network says of it. Columns ``cosine_<attack>_<victim>``, the cosine of z' - D(z') and x'_i - D(x'_i).
+    Needs a restorer.
+
+    Attributes:
+        library: (name, attack) of each; every victim is attacked.
+    """
+
+    library: tuple[tuple[str, Attack], ...]
+
+    def __call__(
+        self, method: Any, victims: Mapping[str, nn.Module], batch: AttackBatch, said: Answers
+    ) -> Mapping[str, Tensor]:
+        """See ``Probe``.
+
+        Raises:
+            ValueError: the defence restores nothing.
+        """
+        base = restored(said)
+        new, images = batch.adv - base, base.clamp(0, 1)
+        columns: dict[str, Tensor] = {}
+        with torch.no_grad(), full_precision():
+            for (name, attack), (victim_name, victim) in itertools.product(self.library, victims.items()):
+                adv = attack(victim, images, victim(images).argmax(1))
+                columns[f"cosine_{name}_{victim_name}"] = cosine(new, adv - estimate(method, adv).float())
         return columns
 
 

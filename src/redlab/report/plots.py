@@ -217,6 +217,35 @@ def scatter(
     return figure
 
 
+def distributions(panels: Mapping[str, Mapping[str, Tensor]], *, title: str = "") -> Figure:
+    """How values are distributed, one panel after the other, each group a shape with its quartiles.
+
+    Args:
+        panels: title of the panel -> group -> (N,) values; those that are not finite are left out.
+        title: line above the figure.
+
+    Raises:
+        ValueError: there is no panel, or a group without a finite value.
+    """
+    finite = {name: {of: v[v.isfinite()].numpy() for of, v in groups.items()} for name, groups in panels.items()}
+    if not finite or any(not len(values) for groups in finite.values() for values in groups.values()):
+        raise ValueError("a figure of distributions needs panels, and values in each group")
+    figure, all_axes = panels_in_a_row(len(finite), width=2.1 * len(finite) + 0.5, height=2.8)
+    for axes, (name, groups) in zip(all_axes, finite.items(), strict=True):
+        places = range(len(groups))
+        shapes: Any = axes.violinplot([*groups.values()], places, widths=0.85, showextrema=False)
+        for place, body in enumerate(shapes["bodies"]):
+            body.set(facecolor=COLUMNS[place % len(COLUMNS)], alpha=0.45, edgecolor="none")
+        for place, values in zip(places, groups.values(), strict=True):
+            low, middle, high = np.quantile(values, (0.25, 0.5, 0.75))
+            axes.plot([place, place], [low, high], color=INK, lw=3, solid_capstyle="butt")
+            axes.plot(place, middle, marker="o", ms=4, color="white", mec=INK)
+        axes.set_xticks(places, list(groups))
+        axes.set_title(name, size=8.5, color=INK, loc="left")
+    _title(figure, title)
+    return figure
+
+
 def embedding(panels: Mapping[str, tuple[Tensor, Tensor]], *, title: str = "") -> Figure:
     """Points in the plane, coloured and marked by class, one panel after the other.
 

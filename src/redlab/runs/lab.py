@@ -36,6 +36,9 @@ from redlab.studies.study import merge_overrides
 RUNS = Path("outputs/runs")
 """Where runs of studies are kept."""
 
+_OF_RUN = re.compile(r"(?P<key>init|victims\.\w+\.weights)=@(?P<run>.+)")
+"""A word that stands for the weights of another run of the study: ``init=@<run>``."""
+
 
 def studies(
     pattern: str, scale: str, seeds: Sequence[int], overrides: Sequence[str], out: Path, *, dry: bool = False
@@ -126,7 +129,7 @@ class Lab:
     def words(self, name: str, seed: int = 0) -> list[str]:
         """Overrides of a run. Its attacks come out of a bank, unless they are on the method itself."""
         words = merge_overrides(self.study.overrides(name, self.words_of, self.extra), [f"seed={seed}"])
-        plain = [word for word in words if not word.startswith("init=@")]
+        plain = [word for word in words if not _OF_RUN.fullmatch(word)]
         components = compose(plain).mix.components
         whole = any(component.knowledge == "defence" for component in components.values())
         return plain if whole or any(word.startswith("bank=") for word in plain) else [*plain, "bank=auto"]
@@ -164,8 +167,8 @@ class Lab:
     def run(self, name: str, seed: int) -> Path:
         """The folder of a run: found where it is finished, else trained (or resumed) there."""
         words = self.words(name, seed)
-        if (start := self._starts_from(name)) is not None:
-            words = [*words, f"init={self.run(start, seed)}"]
+        weights = filter(None, map(_OF_RUN.fullmatch, self.study.runs[name]))
+        words += [f"{found['key']}={self.run(found['run'], seed)}" for found in weights]
         cfg = finalise(compose(words))
         images = content(cfg, shared_data(cfg))
         identity = run_identity(cfg, images, victim_identities(cfg, images))
@@ -201,11 +204,6 @@ class Lab:
         trainer = make_trainer(cfg, Path("outputs"), [StopOnSignal()], [], testing=True)
         run_test(cfg, trainer, method, data, opening.checkpoint)
         return Seen(rows=method.samples or Samples({}), pictures=method.pictures, of=method.pictured)
-
-    def _starts_from(self, name: str) -> str | None:
-        """The run of the study whose weights a run starts from: ``init=@<name>`` among its words."""
-        found = [m[1] for word in self.study.runs[name] if (m := re.fullmatch(r"init=@(.+)", word))]
-        return found[0] if found else None
 
     def _trained(self, name: str, seed: int, folder: Path) -> Trained:
         record = run_record(folder)

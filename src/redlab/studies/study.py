@@ -117,7 +117,8 @@ class Study:
     Attributes:
         id: ``<paper>/<table>``, as on the command line.
         title: what it shows.
-        runs: name -> overrides of its config. Runs that are the same in two studies are trained once.
+        runs: name -> overrides of its config. Runs that are the same in two studies are trained once. ``init=@name``,
+            or ``victims.x.weights=@name``, stands for the weights of another run.
         evaluations: name -> what is looked at.
         numbers: the evaluations of one seed by name -> number by (row, column), at the addresses of the paper's table.
         claims: what the paper concludes, in words -> how a table shows it. The paper's own numbers are judged, too.

@@ -1,0 +1,12 @@
+"""Studies of CDD-RED: "Reverse Engineering of Imperceptible Adversarial Image Perturbations" (ICLR 2022).
+
+``known`` holds what is asked of the attacks of training, ``unseen`` of others, ``appendix`` of other steps and noise;
+``looking`` where victims look, ``perturbing`` what the estimated perturbation does, ``certifying`` what a smoothed
+classifier can promise.
+"""
+
+from redlab.studies.cdd_red import appendix, certifying, known, looking, perturbing, unseen
+
+STUDIES = known.STUDIES | unseen.STUDIES | appendix.STUDIES
+STUDIES |= looking.STUDIES | perturbing.STUDIES | certifying.STUDIES
+"""Name under ``cdd_red/`` -> the study."""
