@@ -107,6 +107,20 @@ def test_sigterm_and_resume(uninterrupted, tiny, no_report, tmp_path, monkeypatc
     assert len(list(tmp_path.rglob("metrics.csv"))) == len(logs) + 1
 
 
+def test_ctrl_c_stops_after_the_batch_and_a_second_one_at_once(uninterrupted, tiny, no_report, tmp_path, monkeypatch):
+    handler = signal.getsignal(signal.SIGINT)
+    signal_at(monkeypatch, 1, lambda: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(stopping.Stopped, match=f"step 2.*resume={tmp_path}") as stopped:
+        train([*tiny, *TWO_EPOCHS], tmp_path)
+    assert stopped.value.signum == signal.SIGINT
+    assert signal.getsignal(signal.SIGINT) is handler
+    train([*tiny, *TWO_EPOCHS], tmp_path)
+    assert_same_end(tmp_path, uninterrupted)
+    signal_at(monkeypatch, 1, lambda: [os.kill(os.getpid(), signal.SIGINT) for _ in range(2)])
+    with pytest.raises((KeyboardInterrupt, SystemExit)):  # the latter is what Lightning makes of it
+        train([*tiny, *TWO_EPOCHS], tmp_path / "other")
+
+
 @pytest.mark.parametrize("step", [6, *(pytest.param(s, marks=pytest.mark.slow) for s in (4, 5, 7))])
 def test_kill_and_resume(uninterrupted, tiny, no_report, tmp_path, monkeypatch, step):
     signal_at(monkeypatch, step, kill)
@@ -249,7 +263,7 @@ def end(process):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_killed_process_resumes(start, wait_for_step, tiny, no_report, tmp_path, how):
     """Wherever the signal finds it: how long the run is to be is only said when it has stopped."""
     words = [*tiny, "data.limit_train=256", "data.limit_val=32", "data.batch_size=8"]
@@ -261,8 +275,9 @@ def test_a_killed_process_resumes(start, wait_for_step, tiny, no_report, tmp_pat
     said = end(process)
     step = checkpoints.read_checkpoint(out / "checkpoints" / "last.ckpt")["global_step"]
     assert not (out / "metrics.json").exists()
-    if how == signal.SIGTERM:
-        assert process.returncode == 143, said
+    if how != signal.SIGKILL:
+        assert process.returncode == 128 + how, said
+        assert ("Stopping after this batch; Ctrl-C again" in said) == (how == signal.SIGINT)
         assert f"resume={out}" in " ".join(said.split())
         assert step >= done > STEPS  # nothing that was done is lost
     else:

@@ -293,6 +293,7 @@ def _guarded(command: Callable[[list[str]], None], argv: Sequence[str]) -> int:
     try:
         command(list(argv))
     except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
         return 130
     except Exception as error:
         if debug:
@@ -305,7 +306,7 @@ def _report(error: Exception, argv: Sequence[str] = ()) -> int:
     """Says what happened, and returns the exit code."""
     if type(error).__name__ == "Stopped":
         print(error, file=sys.stderr)
-        return 143
+        return 128 + int(getattr(error, "signum", 15))
     print(f"error: {_sentence(error, argv)}", file=sys.stderr)
     return 1
 

@@ -1,9 +1,10 @@
-"""SIGTERM: every rank finishes its batch, ``last.ckpt`` is written, and the run says how to go on."""
+"""SIGTERM and Ctrl-C: every rank finishes its batch, ``last.ckpt`` is written, and the run says how to go on."""
 
 from __future__ import annotations
 
 import shlex
 import signal
+import sys
 import threading
 from pathlib import Path
 from types import FrameType
@@ -14,40 +15,58 @@ from lightning.pytorch.callbacks import Callback
 
 
 class Stopped(Exception):
-    """The run was asked to stop and has written ``last.ckpt``."""
+    """The run was asked to stop and has written ``last.ckpt``.
+
+    Args:
+        text: what a user reads.
+        signum: the signal that asked.
+    """
+
+    def __init__(self, text: str, signum: int = signal.SIGTERM) -> None:
+        super().__init__(text)
+        self.signum = int(signum)
 
 
 class StopOnSignal(Callback):
-    """SIGTERM: all ranks finish the batch, agree, write ``last.ckpt`` and stop; a resume goes on with the next batch.
+    """SIGTERM, Ctrl-C: all ranks finish the batch, agree, write ``last.ckpt`` and stop; a resume goes on from there.
 
-    Lightning's own handler broadcasts from inside the handler, hangs when only one rank is signalled, and ends with
-    exit code 0. Lightning puts back the handler from before when a fit or test is over.
+    A second Ctrl-C stops at once. Lightning's own handler broadcasts from inside the handler, hangs when only one rank
+    is signalled, and ends with exit code 0. It puts back the handlers from before when a fit or test is over.
 
     Args:
         last: where to save; None where there is nothing to resume.
     """
 
     def __init__(self, last: Path | None = None) -> None:
-        self.last, self.asked = last, False
+        self.last, self.asked = last, 0
 
     def _listen(self, trainer: L.Trainer) -> None:
         def ask(signum: int, frame: FrameType | None) -> None:
-            self.asked = True
-            if trainer.strategy.launcher is not None:
-                trainer.strategy.launcher.kill(signal.Signals(signum))
+            if signum == signal.SIGINT:
+                if self.asked == signum:
+                    raise KeyboardInterrupt
+                if trainer.is_global_zero:
+                    print("\nStopping after this batch; Ctrl-C again stops at once.", file=sys.stderr, flush=True)
+            self.asked = signum
+            if (
+                trainer.strategy.launcher is not None
+            ):  # a terminal sends Ctrl-C to the children itself, and once is enough
+                trainer.strategy.launcher.kill(signal.SIGTERM)
 
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, ask)
+            for signum in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(signum, ask)
 
     def _stop_if_asked(self, trainer: L.Trainer, *, save: bool = False) -> None:
-        if not trainer.strategy.reduce_boolean_decision(self.asked, all=False):
+        if not trainer.strategy.reduce_boolean_decision(bool(self.asked), all=False):
             return
+        by = self.asked or signal.SIGTERM
         if self.last is None:
-            raise Stopped("Stopped before there was anything to keep.")
+            raise Stopped("Stopped before there was anything to keep.", by)
         if save:
             trainer.save_checkpoint(self.last)
         word = shlex.quote(f"resume={self.last.parents[1]}")
-        raise Stopped(f"Stopped at step {trainer.global_step}. To go on: redlab train {word}")
+        raise Stopped(f"Stopped at step {trainer.global_step}. To go on: redlab train {word}", by)
 
     def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Takes the signal over from Lightning."""

@@ -70,7 +70,7 @@ def train(cfg: DictConfig, out: Path) -> dict[str, float]:
         The final numbers, as written to ``metrics.json``.
 
     Raises:
-        Stopped: SIGTERM came; ``last.ckpt`` is written.
+        Stopped: SIGTERM or Ctrl-C came; ``last.ckpt`` is written.
         ConfigError: the config, the data or a file it names is wrong.
     """
     with taken(out):
