@@ -143,19 +143,22 @@ MIXTURE = {
 
 def appG() -> Study:
     """Appendix G: attacked, noisy and clean images, a third of each."""
-    before, column, clean = "before denoising", "accuracy", "clean images"
+    before, column = "before denoising", "accuracy"
+    clean = "clean images"
+    parts = ("attacked images", "noisy images", clean)
+    paper = Table.printed(paper_table("cdd_red", "appG"))
 
     def thirds(rows: Samples) -> dict[str, Samples]:
         # the class of x is then the label
         known = rows.where(knowledge="victim", right_clean=1)
-        parts = {"attacked": known.where(attacked=1), "noisy": known.where(attack="noise")}
-        return parts | {clean: known.where(attack="clean")}
+        found = (known.where(attacked=1), known.where(attack="noise"), known.where(attack="clean"))
+        return dict(zip(parts, found, strict=True))
 
     def numbers(seen: Mapping[str, Seen]) -> dict[Address, float]:
-        parts = thirds(next(iter(seen.values())).rows)
+        first = thirds(next(iter(seen.values())).rows)
         found: dict[Address, float] = {}
         for name, side, of in (
-            (before, "right_attacked", parts),
+            (before, "right_attacked", first),
             *((name, "right_restored", thirds(each.rows)) for name, each in seen.items()),
         ):
             means = {part: 100 * rows.mean(side) for part, rows in of.items()}
@@ -177,6 +180,13 @@ def appG() -> Study:
             ),
             "clean images are not hurt by CDD-RED (at least 95 % right)": lambda t: t["CDD-RED", clean] >= 95,
         },
+        figure=lambda _, t: curve(
+            {
+                "ours, in %": {part: {name: t[name, part] for name in (before, *RUNS)} for part in (column, *parts)},
+                "the paper, in %": {column: {name: paper[name, column] for name in (before, *RUNS)}},
+            },
+            title="Attacked, noisy and clean images, a third of each",
+        ),
         paper=paper_table("cdd_red", "appG"),
         paper_data="ImageNet, a third of each",
         notes=(
