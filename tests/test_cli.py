@@ -1,5 +1,6 @@
 """The two commands as a user types them: every mistake is one sentence and exit code 1, and costs nothing."""
 
+import io
 import json
 import re
 import shutil
@@ -380,3 +381,10 @@ def test_a_sweep_with_a_failing_job(call, tmp_path, tiny, no_report):
     assert "nonsense" in result.err
     assert not (tmp_path / "sweep" / "0" / "metrics.json").exists()
     assert (tmp_path / "sweep" / "1" / "metrics.json").is_file()
+
+
+def test_a_console_that_knows_only_ascii_stops_nothing(monkeypatch):
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii", write_through=True))
+    assert cli._guarded(lambda argv: print("2/4 • 0:00:01"), []) == 0
+    assert raw.getvalue() == b"2/4 ? 0:00:01\n"
