@@ -11,6 +11,7 @@ import time
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
+import torch
 import torch.distributed as dist
 from hydra.core.global_hydra import GlobalHydra
 
@@ -36,10 +37,11 @@ config.compose = _compose_once  # before anybody imports it by name
 
 @pytest.fixture(autouse=True)
 def _clean_process():
-    """No test leaves environment variables, a process group or an initialised Hydra to the next.
+    """No test leaves draws, environment variables, a process group or an initialised Hydra to the next.
 
     Filters of warnings are put back by pytest itself.
     """
+    torch.manual_seed(0)
     before = dict(os.environ)
     yield
     if dist.is_available() and dist.is_initialized():
