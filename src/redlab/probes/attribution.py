@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from redlab.batch import AttackBatch
 from redlab.evaluation import Answers
 from redlab.precision import full_precision
+from redlab.probes.probe import by_victim
 from redlab.probes.probe import restored as restored_of
 from redlab.victims import ImageClassifier
 
@@ -114,12 +115,8 @@ class Attribution:
         images = {"clean": batch.clean, "adv": batch.adv, "restored": restored}
         images["readded"] = batch.adv - restored + batch.clean
         maps = {f"cam_{image}_{c}": torch.zeros_like(batch.clean[:, :1]) for image in images for c in ("y", "y'")}
-        for number, (name, victim) in enumerate(victims.items()):
-            rows = (batch.victim == number).nonzero()[:, 0]
-            if not len(rows):
-                continue
-            if not isinstance(victim, ImageClassifier):
-                raise ValueError(f"victim {name!r} must be a redlab.victims.Victim, got {type(victim).__name__}")
+        for name, net, rows in by_victim(victims, batch):
+            victim = _classifier(name, net)
             with torch.no_grad():
                 classes = {"y": victim(batch.clean[rows]).argmax(1), "y'": victim(batch.adv[rows]).argmax(1)}
             for image, pixels in images.items():
@@ -168,11 +165,8 @@ class AttributionShift:
         """
         images = (batch.adv, restored_of(said))
         scores = {name: torch.zeros(len(batch), dtype=torch.float64) for name in ("attribution", "attribution_iou")}
-        for number, victim in enumerate(victims.values()):
-            rows = (batch.victim == number).nonzero()[:, 0]
-            if not len(rows):
-                continue
-            before, after = (_own_map(cast(ImageClassifier, victim), x[rows], self.layer) for x in images)
+        for name, net, rows in by_victim(victims, batch):
+            before, after = (_own_map(_classifier(name, net), x[rows], self.layer) for x in images)
             alike = torch.cosine_similarity(before.flatten(1).double(), after.flatten(1).double())
             nowhere = ~(before.flatten(1).any(1) | after.flatten(1).any(1))
             scores["attribution"][rows.cpu()] = 1 - alike.where(~nowhere, 1.0).cpu()
@@ -180,6 +174,12 @@ class AttributionShift:
                 1 - overlap(before, after, self.threshold).where(~nowhere, 1.0).cpu()
             )
         return {f"score_{name}": score for name, score in scores.items()}
+
+
+def _classifier(name: str, victim: nn.Module) -> ImageClassifier:
+    if not isinstance(victim, ImageClassifier):
+        raise ValueError(f"victim {name!r} must be a redlab.victims.Victim, got {type(victim).__name__}")
+    return victim
 
 
 def _own_map(victim: ImageClassifier, x: Tensor, layer: str | None) -> Tensor:

@@ -13,7 +13,7 @@ from redlab.batch import AttackBatch, estimate
 from redlab.evaluation import Answers
 from redlab.metrics import certificate, votes
 from redlab.precision import full_precision
-from redlab.probes.probe import restored
+from redlab.probes.probe import by_victim, restored
 from redlab.rng import generator
 
 
@@ -53,10 +53,7 @@ class Certification:
         """
         restored(said)
         columns = {name: torch.full((len(batch),), -1.0, dtype=torch.float64) for name in ("radius", "radius_plain")}
-        for number, victim in enumerate(victims.values()):
-            rows = (batch.victim == number).nonzero()[:, 0]
-            if not len(rows):
-                continue
+        for _, victim, rows in by_victim(victims, batch):
             for name, column in columns.items():
                 column[rows.cpu()] = self._radius(method if name == "radius" else None, victim, batch[rows])
         return columns

@@ -15,7 +15,7 @@ from redlab.batch import Attack, AttackBatch, estimate
 from redlab.evaluation import Answers
 from redlab.metrics import cosine, logit_distance, pixel_distance, prediction_alignment
 from redlab.precision import full_precision
-from redlab.probes.probe import restored
+from redlab.probes.probe import by_victim, restored
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,12 +107,10 @@ class Revert:
             clean, adv = (of_victims(victims, batch, images) for images in (batch.clean, batch.adv))
             for name, eps, steps in self.settings:
                 pgd, back = PGD(eps=eps, steps=steps, random_start=False), batch.adv.clone()
-                for number, victim in enumerate(victims.values()):
-                    rows = (batch.victim == number).nonzero()[:, 0]
-                    if len(rows):
-                        start, goal = adv[rows].argmax(1), clean[rows].argmax(1)
-                        # where the attack failed there is no way back to take
-                        rows, start, goal = (part[start != goal] for part in (rows, start, goal))
+                for _, victim, rows in by_victim(victims, batch):
+                    start, goal = adv[rows].argmax(1), clean[rows].argmax(1)
+                    # where the attack failed there is no way back to take
+                    rows, start, goal = (part[start != goal] for part in (rows, start, goal))
                     if len(rows):
                         back[rows] = pgd(victim, batch.adv[rows], start, target=goal)
                 readded = batch.adv - back + batch.clean

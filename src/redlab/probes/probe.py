@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -30,6 +30,14 @@ class Probe(Protocol):
             said: what the defence said of them.
         """
         ...
+
+
+def by_victim(victims: Mapping[str, nn.Module], batch: AttackBatch) -> Iterator[tuple[str, nn.Module, Tensor]]:
+    """Each victim that some row attacks: its name, itself, and the places of its rows."""
+    for number, (name, victim) in enumerate(victims.items()):
+        rows = (batch.victim == number).nonzero()[:, 0]
+        if len(rows):
+            yield name, victim, rows
 
 
 def restored(said: Answers) -> Tensor:

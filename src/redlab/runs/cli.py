@@ -290,10 +290,8 @@ def _evaluate(argv: list[str]) -> None:
 
 def _guarded(command: Callable[[list[str]], None], argv: Sequence[str]) -> int:
     debug = any(a.lower() == "debug=true" for a in argv)
-    for stream in (
-        sys.stdout,
-        sys.stderr,
-    ):  # a console that knows only ASCII is to stop nothing: it gets a ? for a bullet
+    # a console that knows only ASCII is to stop nothing: it gets a ? for a bullet
+    for stream in (sys.stdout, sys.stderr):
         if callable(set_up := getattr(stream, "reconfigure", None)):
             set_up(errors="replace")
     try:

@@ -48,9 +48,8 @@ class StopOnSignal(Callback):
                 if trainer.is_global_zero:
                     print("\nStopping after this batch; Ctrl-C again stops at once.", file=sys.stderr, flush=True)
             self.asked = signum
-            if (
-                trainer.strategy.launcher is not None
-            ):  # a terminal sends Ctrl-C to the children itself, and once is enough
+            # a terminal sends Ctrl-C to the children itself, and once is enough
+            if trainer.strategy.launcher is not None:
                 trainer.strategy.launcher.kill(signal.SIGTERM)
 
         if threading.current_thread() is threading.main_thread():
