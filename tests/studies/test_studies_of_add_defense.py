@@ -175,6 +175,11 @@ def test_table7_is_of_the_untargeted_attack_that_was_the_target() -> None:
     for address, number in study.printed.cells.items():
         assert ours[address].mean == pytest.approx(number.mean, abs=1e-4), address
     assert ours["C&W, distance to the original", "ADD-def"].mean == 2
+    assert ours["C&W", f"ADD, {AWARE}"].mean == pytest.approx(0.1)
+    assert all("aware_pgd:" in e.overrides[0] and "eps:0.15" in e.overrides[0] for e in study.evaluations.values())
+    assert study.figure is not None
+    lines = study.figure(seen, ours).axes[0].lines
+    assert f"APE, {AWARE}" in [line.get_label() for line in lines]
     assert failing(study, seen) == set()
     assert study.runs["ADD-Defense, DDN"][-1] == "method.target=ddn_u"
 
