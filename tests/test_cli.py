@@ -360,29 +360,6 @@ def test_help_of_train(call, capsys):
         assert word in said
 
 
-@pytest.mark.slow
-def test_a_sweep(call, tmp_path, tiny, no_report):
-    words = [*tiny, "hydra.sweep.dir=sweep"]
-    result = call(cli.train, "-m", "seed=0,1", *words)
-    assert result.code == 0, result.err
-    configs = [OmegaConf.load(tmp_path / "sweep" / job / "config.yaml") for job in "01"]
-    assert [c.seed for c in configs] == [0, 1]
-    assert all((tmp_path / "sweep" / job / "metrics.json").is_file() for job in "01")
-
-
-@pytest.mark.slow
-def test_a_sweep_with_a_failing_job(call, tmp_path, tiny, no_report):
-    """The other jobs run all the same, and the exit code tells."""
-    words = [*tiny, "hydra.sweep.dir=sweep"]
-    result = call(cli.train, "-m", "method.aug_mode=nonsense,none", *words)
-    assert result.code == 1
-    assert [line.split(":")[0] for line in result.err.splitlines()] == ["error", "error"]
-    assert "sweep/0" in result.err
-    assert "nonsense" in result.err
-    assert not (tmp_path / "sweep" / "0" / "metrics.json").exists()
-    assert (tmp_path / "sweep" / "1" / "metrics.json").is_file()
-
-
 def test_a_console_that_knows_only_ascii_stops_nothing(monkeypatch):
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii", write_through=True))

@@ -53,11 +53,11 @@ COMPOSED = {
     "add_defense_known_cw": ["data=cifar10", "mix=add_defense_known_cw"],
     "add_defense_known_fgsm": ["data=mnist", "mix=add_defense_known_fgsm"],
     "digits_attunet_gan": ["method=attunet_gan", "mix=attunet"],
-    "attunet_gan_post": ["data=cifar10", "method=attunet_gan_post", "mix=attunet"],
-    "hgd": ["data=cifar10", "method=hgd", "mix=attunet_test"],
-    "hardened": ["data=mnist", "method=hardened", "mix=occlusion_training"],
+    "attunet_gan_post": ["data=cifar10", "method=attunet_gan_post", "mix=attunet", "trainer=ddp_cpu"],
+    "hgd": ["data=cifar10", "method=hgd", "mix=attunet_test", "trainer=gpu"],
+    "hardened": ["data=mnist", "method=hardened", "mix=occlusion_training", "trainer=cpu"],
     "restored_classifier": ["data=mnist", "method=restored_classifier", "mix=add_defense_known_masks"],
-    "add_defense_spatial": ["data=mnist", "mix=add_defense_spatial"],
+    "add_defense_spatial": ["data=mnist", "mix=add_defense_spatial", "trainer=slurm"],
     "add_defense_known_spatial": ["data=mnist", "mix=add_defense_known_spatial"],
     "add_defense_masks": ["data=mnist", "mix=add_defense_masks"],
     "add_defense_budgets": ["data=mnist", "mix=add_defense_budgets"],
@@ -117,8 +117,8 @@ def test_every_option_of_every_group_is_composed():
             seen.setdefault(group, set()).update([choice] if isinstance(choice, str) else choice)
     groups = {path.name for path in CONF.iterdir() if path.is_dir() and path.name != "local"}
     # attacks and components are chosen inside mixes, optimisers inside methods, and what is common to the options of a
-    # group inside them; studies have tests of their own
-    assert groups - {"attack", "base", "component", "optim", "study"} == seen.keys() - {"local"}
+    # group inside them; studies and launchers of sweeps have tests of their own
+    assert groups - {"attack", "base", "component", "optim", "study", "sweep"} == seen.keys() - {"local"}
     for group in groups & seen.keys():
         assert seen[group] == options(group), group
 
@@ -298,8 +298,8 @@ def test_a_target_knows_its_arguments(path):
 
 def test_the_size_of_conf_is_known():
     """It grows on purpose, not by drift."""
-    assert len(FILES) == 138
-    assert sum(len(path.read_text().splitlines()) for path in FILES) <= 2230
+    assert len(FILES) == 146
+    assert sum(len(path.read_text().splitlines()) for path in FILES) <= 2320
 
 
 def test_a_victim_and_a_data_set_say_only_what_differs():

@@ -81,10 +81,11 @@ def test_a_sweep_of_two_processes_each(start, end, tiny, tmp_path):
     process = start(TRAIN, "-m", *tiny, *DDP, "seed=0,1", "hydra.sweep.dir=sweep")
     said = end(process)
     assert process.returncode == 0, said
-    assert {p.name for p in (tmp_path / "sweep").iterdir() if p.is_dir()} == {"0", "1"}
+    folders = {p.name for p in (tmp_path / "sweep").iterdir() if p.is_dir()}
+    assert folders == {".jobs", "0_seed-0", "1_seed-1"}
     assert not (tmp_path / "outputs").exists()
     for seed in (0, 1):
-        out = tmp_path / "sweep" / str(seed)
+        out = tmp_path / "sweep" / f"{seed}_seed-{seed}"
         assert OmegaConf.load(out / "config.yaml").seed == seed
         best = checkpoints.read_checkpoint(out / "checkpoints" / "best.ckpt")
         assert best["redlab"]["config"]["seed"] == seed

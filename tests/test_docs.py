@@ -19,6 +19,7 @@ from torch import nn
 from printed import PAGES, ROOT, blocks, commands, files, imported
 from redlab.runs import cli, config
 from redlab.runs.config import compose, conf_dir, finalise, override_stored, parse
+from redlab.runs.sweeps import values_of
 from redlab.studies import find
 
 GUIDES = sorted((ROOT / "docs").glob("add_*.md"))
@@ -35,6 +36,10 @@ NOT_HERE = {
     "srun": "needs a SLURM cluster",
     "python train.py trainer=ddp trainer.devices=8": "needs eight devices",
     "python evaluate.py run=...": "a pattern; README has one that runs",
+    "python train.py -m method=do,ds,cdd_red": "nine runs; test_sweeps.py has two by two",
+    "python train.py -m sweep=": "two processes of a launcher; test_sweeps.py has each, but for SLURM",
+    "python train.py -m resume=": "needs a sweep; see test_sweeps.py",
+    "python evaluate.py -m run=": "needs two runs; see test_sweeps.py",
     "python train.py resume=...": "a pattern; README has one that runs",
     "python evaluate.py study=<paper>/<table>": "a pattern; README has one that runs",
     "python train.py data=cifar10": "needs CIFAR-10; tests/victims/test_cifar_weights.py loads such files",
@@ -160,12 +165,14 @@ def test_yaml_without_a_path_fits_into_a_mix(page):
 def test_train_command_is_valid(words):
     overrides = [w for w in words if w not in ("-m", "--dry-run") and not w.startswith(("resume=", "allow="))]
     if "-m" in words:  # the first job of the sweep
-        overrides = [w if "[" in w else w.split(",")[0] for w in overrides]
+        overrides = [values_of(w)[0] for w in overrides]
     overrides = [w for w in overrides if not w.startswith("hydra.")]
     finalise(compose(overrides))
 
 
-SWEEPS = [c for c in calls("train.py") if "-m" in c.values[0]]
+SWEEPS = [
+    c for c in calls("train.py") if "-m" in c.values[0] and not re.search("resume=|sweep=", " ".join(c.values[0]))
+]
 
 
 @pytest.mark.parametrize("words", [SWEEPS[-1], pytest.param(*SWEEPS[0].values, marks=pytest.mark.slow)])
@@ -192,6 +199,8 @@ def test_a_printed_sweep_begins_in_a_folder_of_its_own(words, tmp_path, monkeypa
 def test_evaluate_command_is_valid(words):
     given = {w.split("=")[0]: w.split("=", 1)[1] for w in words if "=" in w}
     overrides = [w for w in words if "=" in w and w.split("=")[0] not in OF_EVALUATE]
+    if "-m" in words:
+        overrides = [values_of(w)[0] for w in overrides]
     parse(overrides)
     if "study" in given:
         if not {"<", "."} & set(given["study"]):

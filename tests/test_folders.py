@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from redlab.runs import cli, folders
 from redlab.runs.check import ConfigError
 from redlab.runs.config import parse
+from redlab.runs.words import resume_arguments, with_paths
 
 TRAIN = str(Path(__file__).parents[1] / "train.py")
 EVALUATE = str(Path(__file__).parents[1] / "evaluate.py")
@@ -228,7 +229,7 @@ def test_a_path_is_read_in_one_way(tmp_path, monkeypatch, name):
     for typed in (name, f"./{name}/", f"~/{name}", f"{tmp_path}/{name}", quoted, f'"{name}"'):
         assert folders.path_of(typed).resolve() == tmp_path / name
         for words in ([f"hydra.run.dir={typed}"], [f"resume={typed}"], [f"hydra.sweep.dir={typed}"]):
-            (word,) = parse(cli._with_paths(cli._resume_arguments(words)))
+            (word,) = parse(with_paths(resume_arguments(words)))
             assert Path(word.value()).resolve() == tmp_path / name
 
 
@@ -300,11 +301,12 @@ def test_redlab_is_both_commands(call, monkeypatch, tmp_path):
     def train(cfg, out):
         seen.append((cfg.seed, list(sys.argv)))
 
+    main = str(tmp_path / "main.py")
     monkeypatch.setattr("redlab.runs.train.train", train)
     code, _, err = call(cli.main, "train", "seed=4", "hydra.run.dir=run")
     assert code == 0, err
     # what Lightning starts the other ranks with
-    assert seen == [(4, ["main.py", "train", "seed=4", "hydra.run.dir='run'"])]
+    assert seen == [(4, [main, "train", "seed=4", "hydra.run.dir='run'"])]
 
     def evaluate(run, words, out, allow, dry):
         seen.append((run, words, list(sys.argv)))
@@ -316,12 +318,12 @@ def test_redlab_is_both_commands(call, monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
-def test_redlab_starts_the_jobs_of_a_sweep(call, monkeypatch):
-    seen = []
+def test_redlab_starts_the_jobs_of_a_sweep(call, monkeypatch, tmp_path):
+    seen, main = [], str(tmp_path / "main.py")
     monkeypatch.setattr("redlab.runs.train.train", lambda cfg, out: seen.append((cfg.seed, list(sys.argv))))
     code, _, err = call(cli.main, "train", "-m", "seed=5,6", "hydra.sweep.dir=sweep")
     assert code == 0, err
-    assert [words for _, words in seen] == [["main.py", "train", f"seed={seed}", "hydra.mode=RUN"] for seed in (5, 6)]
+    assert [words for _, words in seen] == [[main, "train", f"seed={seed}", "hydra.mode=RUN"] for seed in (5, 6)]
 
 
 @pytest.mark.parametrize(

@@ -42,8 +42,8 @@ ALLOWED = {
     },
 }
 # and the files of runs/, of which each imports from those before it
-RUNS = ["check", "folders", "config", "blame", "trust", "identity", "stopping", "console", "loggers", "trainer"]
-RUNS += ["build", "checkpoints", "loading", "dry", "banks", "evaluations", "train", "lab", "cli"]
+RUNS = ["check", "folders", "config", "blame", "trust", "sweeps", "words", "identity", "stopping", "console", "loggers"]
+RUNS += ["trainer", "build", "checkpoints", "loading", "dry", "banks", "evaluations", "train", "summary", "lab", "cli"]
 
 
 def layer(path):

@@ -121,6 +121,76 @@ def test_ctrl_c_stops_after_the_batch_and_a_second_one_at_once(uninterrupted, ti
         train([*tiny, *TWO_EPOCHS], tmp_path / "other")
 
 
+@pytest.fixture
+def slurm(tmp_path, monkeypatch):
+    """A job of SLURM whose `scontrol` only writes down what it is asked."""
+    asked = tmp_path / "asked.txt"
+    tool = tmp_path / "bin" / "scontrol"
+    tool.parent.mkdir()
+    tool.write_text(f"#!/bin/sh\necho $@ $(ls {tmp_path}/run/checkpoints/) >> {asked}\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tool.parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    return asked
+
+
+def test_sigusr1_saves_and_has_the_job_queued_again(uninterrupted, tiny, no_report, tmp_path, monkeypatch, slurm):
+    signal_at(monkeypatch, 1, lambda: os.kill(os.getpid(), signal.SIGUSR1))
+    with pytest.raises(stopping.Stopped) as stopped:
+        train([*tiny, *TWO_EPOCHS], tmp_path / "run")
+    assert stopped.value.signum == signal.SIGUSR1
+    assert slurm.read_text() == "requeue 17 last.ckpt\n"  # once, when all was written
+    assert not list((tmp_path / "run").glob("hpc_ckpt*"))  # Lightning's, which would win over last.ckpt
+    train([*tiny, *TWO_EPOCHS], tmp_path / "run")
+    assert_same_end(tmp_path / "run", uninterrupted)
+
+
+@pytest.mark.parametrize(
+    ("variables", "asks"),
+    [
+        ({"SLURM_ARRAY_JOB_ID": "16", "SLURM_ARRAY_TASK_ID": "3"}, "requeue 16_3"),
+        ({"SLURM_PROCID": "1"}, None),  # another rank than the first
+        ({"SLURM_JOB_ID": None}, None),  # no SLURM
+    ],
+)
+def test_who_asks_for_another_time(variables, asks, slurm, monkeypatch):
+    """Also before the first batch, where a stop is at once."""
+    for key, value in variables.items():
+        monkeypatch.setenv(key, value) if value else monkeypatch.delenv(key)
+    before = signal.getsignal(signal.SIGUSR1)
+    with pytest.raises(stopping.Stopped, match="same words"), stopping.handing_over(stopping.StopOnSignal()):
+        os.kill(os.getpid(), signal.SIGUSR1)
+    assert signal.getsignal(signal.SIGUSR1) is before
+    assert (slurm.read_text().strip() if slurm.exists() else None) == asks
+
+
+def test_a_job_that_cannot_be_queued_again_says_so(monkeypatch, capsys):
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    monkeypatch.setenv("PATH", "nowhere")
+    with pytest.raises(stopping.Stopped), stopping.handing_over(stopping.StopOnSignal()):
+        os.kill(os.getpid(), signal.SIGUSR1)
+    assert "Job 17 could not be queued again" in capsys.readouterr().err
+
+
+def test_sigusr2_is_handed_over_when_all_is_saved(tiny, no_report, tmp_path, monkeypatch):
+    """As submitit has it, whose handler queues the job again and ends the process."""
+    seen = []
+
+    def theirs(signum, frame):
+        seen.append((signum, checkpoints.read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")["global_step"]))
+        sys.exit(-1)
+
+    before = signal.signal(signal.SIGUSR2, theirs)
+    try:
+        signal_at(monkeypatch, 1, lambda: os.kill(os.getpid(), signal.SIGUSR2))
+        with pytest.raises(SystemExit):
+            train([*tiny, *TWO_EPOCHS], tmp_path)
+        assert seen == [(signal.SIGUSR2, 2)]
+        assert signal.getsignal(signal.SIGUSR2) is theirs
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+
+
 @pytest.mark.parametrize("step", [6, *(pytest.param(s, marks=pytest.mark.slow) for s in (4, 5, 7))])
 def test_kill_and_resume(uninterrupted, tiny, no_report, tmp_path, monkeypatch, step):
     signal_at(monkeypatch, step, kill)

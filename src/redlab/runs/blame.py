@@ -1,17 +1,18 @@
-"""Which key of a config it was that something refused."""
+"""Which key of a config it was that something refused, and what a user reads of an error."""
 
 from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from hydra.errors import InstantiationException
+from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 from redlab.runs.check import ConfigError
-from redlab.runs.config import as_plain, defaults, leaves, numbers
+from redlab.runs.config import as_plain, defaults, explain, leaves, numbers
 from redlab.spelling import suggest
 
 T = TypeVar("T")
@@ -19,6 +20,20 @@ _LONGEST = 400  # characters of somebody else's message
 _ABSENT = "not in any file"
 _CHOICE = re.compile(r"one of|must be|choices|available|allowed", re.IGNORECASE)
 _WAY_OUT = re.compile(r"\bmust (not )?(be|name|leave)\b|\bchoose\b|\bset \S+( to |=)|\bdid you mean\b")
+
+
+def sentence(error: BaseException, argv: Sequence[str] = ()) -> str:
+    """What the user reads. Hydra wraps the errors of what it instantiates: the cause speaks."""
+    while isinstance(error, InstantiationException) and error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, (HydraException, OmegaConfBaseException)):
+        return explain(error, argv)
+    text = " ".join(str(error).split())
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}."
+    if isinstance(error, (ValueError, OSError, ImportError)) and text:
+        return text
+    return f"{type(error).__name__}: {text} (debug=true shows where)"
 
 
 def attempt(cfg: DictConfig, part: str, make: Callable[[DictConfig], T]) -> T:

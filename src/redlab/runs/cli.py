@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, InstantiationException
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
+from redlab.runs.blame import sentence
 from redlab.runs.check import ConfigError
-from redlab.runs.config import check_words, compose, conf_dir, explain, finalise, leaves, parse, with_choices
-from redlab.runs.folders import about_to_make, first_process, fresh, path_of, take_away_unused, taken
+from redlab.runs.config import check_words, conf_dir, explain, finalise, parse, with_choices
+from redlab.runs.folders import first_process, fresh, path_of, take_away_unused, taken
+from redlab.runs.sweeps import DONE, FAILED, Job, asked, begin, begun, constant, grid_of, job_name, jobs_of, noted
+from redlab.runs.words import (
+    MANY,
+    folder_of,
+    into,
+    names_in,
+    plain_word,
+    resume_arguments,
+    told_what_differs,
+    with_paths,
+)
 from redlab.spelling import suggest
 
 _EVALUATE_HELP = """\
@@ -28,6 +40,7 @@ python evaluate.py run=<folder or checkpoint> [override ...]
 python evaluate.py study=<paper>/<table> [scale=smoke|small|paper] [seeds=[0,1]] [override ...]
 
 Overrides are those of train.py: mix=... data=... victim=... take another attack mix, data set or victim.
+-m run=<folder>,<folder> mix=a,b tests each combination, and sums them up in one table.
 Further keys: out=<folder> (where the numbers go), debug=true (full tracebacks),
 allow=[my_module.MyMethod] (names that the checkpoint may use besides those of redlab).
 --dry-run checks all that can be checked, says what would be run, and stops.
@@ -71,27 +84,33 @@ def evaluate(skip: int = 0) -> int:
 
 
 def _train(argv: list[str], skip: int) -> None:
-    dry, argv = _DRY in argv, [word for word in argv if word != _DRY]
+    dry, argv = _DRY in argv, [plain_word(word) for word in argv if word != _DRY]
     check_words(argv)
     before = list(sys.argv)
-    command = before[: 1 + skip]
-    words = _with_paths(_resume_arguments(argv))
-    sys.argv = [before[0], *words]
+    command = Command((os.path.abspath(before[0]), *before[1 : 1 + skip]), getattr(_main_spec(), "name", None))
+    words = with_paths(resume_arguments(argv))
+    sys.argv = [before[0], *told_what_differs(words)]
     # Hydra then raises instead of printing its own report, and _guarded says it in one sentence
     os.environ["HYDRA_FULL_ERROR"] = "1"
     failures: list[Exception] = []
 
     def job(cfg: DictConfig) -> float | None:
         # an exception that reached Hydra would be reported twice, and would not stop a sweep that was told to stop
+        settings = HydraConfig.get()
+        many = settings.mode == RunMode.MULTIRUN
         try:
-            return _job(cfg, command, _folder(words) if dry else None)
+            if dry or not many:
+                return _job(cfg, command, folder_of(words) if dry else None)
+            folder, task = Path(settings.runtime.output_dir), tuple(settings.overrides.task)
+            with noted(Path(settings.sweep.dir), Job(settings.job.num, folder.name, task, FAILED)) as score:
+                score.append(_job(cfg, command))
+            return score[0]
         except Exception as error:
-            if HydraConfig.get().mode == RunMode.MULTIRUN:
-                if type(error).__name__ == "Stopped":
-                    raise SystemExit(_report(error)) from error
-                overrides = " ".join(HydraConfig.get().overrides.task)
-                where = f"the job {overrides}" if dry else HydraConfig.get().runtime.output_dir
-                print(f"error: {where}: {_sentence(error)}", file=sys.stderr)
+            if many and type(error).__name__ == "Stopped":
+                raise SystemExit(_report(error)) from error
+            if many:
+                where = f"the job {' '.join(settings.overrides.task)}" if dry else settings.runtime.output_dir
+                print(f"error: {where}: {sentence(error)}", file=sys.stderr)
                 error = ConfigError("A job of the sweep failed, see above.")
             failures.append(error)
             return None
@@ -100,7 +119,9 @@ def _train(argv: list[str], skip: int) -> None:
         with ExitStack() as stack:
             if dry:  # Hydra makes folders before it calls the job
                 nowhere = stack.enter_context(tempfile.TemporaryDirectory())
-                sys.argv[1:] = _into(nowhere, words)
+                sys.argv[1:] = into(nowhere, sys.argv[1:])
+            else:
+                stack.enter_context(_summed_up())
             hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(job)()
     finally:
         sys.argv = before
@@ -112,27 +133,51 @@ def _train(argv: list[str], skip: int) -> None:
 _DRY = "--dry-run"
 
 
-def _into(folder: str, words: list[str]) -> list[str]:
-    """The words of a dry run: all that Hydra writes goes into a folder, and every job runs here.
+@contextmanager
+def _summed_up() -> Iterator[None]:
+    """However the sweeps that begin inside end: their jobs stand in a table, and what is left is said.
 
     Raises:
-        ConfigError: there is no such launcher.
+        ConfigError: a job failed, and nothing else went wrong.
     """
-    launcher = [word for word in words if word.lstrip("+").startswith(("hydra/launcher", "hydra.launcher"))]
-    compose(launcher)
-    words = [word for word in words if word not in launcher]
-    own = [f"hydra.run.dir={folder}", f"hydra.sweep.dir={folder}", "hydra.output_subdir=null", "hydra/launcher=basic"]
-    last = max((i for i, word in enumerate(words) if "=" in word and not word.startswith("-")), default=len(words) - 1)
-    return [*words[: last + 1], *own, *words[last + 1 :]]  # beside the others, or Hydra's parser would not take them
+    begun.clear()
+    try:
+        yield
+    except BaseException:
+        _sum_up()
+        raise
+    if failed := _sum_up():
+        raise ConfigError(f"{failed} of the jobs failed, see above.")
 
 
-def _folder(words: list[str]) -> Path:
-    """Where a dry run would have written."""
-    given = [word.split("=", 1)[1] for word in words if word.startswith(("hydra.run.dir=", "hydra.sweep.dir="))]
-    return path_of(given[-1] if given else "outputs/<date>/<time>_<method>_<data>")
+def _sum_up() -> int:
+    failed = 0
+    for folder in begun:
+        if first_process() and (jobs := jobs_of(folder)):
+            from redlab.runs.summary import summarise  # imports torch and matplotlib
+
+            summarise(folder, jobs, asked(folder))
+            failed += sum(job.ended == FAILED for job in jobs)
+    return failed
 
 
-def _job(cfg: DictConfig, command: list[str], dry: Path | None = None) -> float | None:
+class Command(NamedTuple):
+    """How this program was started, which a job in a process of a launcher cannot see.
+
+    Attributes:
+        words: the program, and what chooses the command.
+        module: the module that was run by ``python -m``, if it was.
+    """
+
+    words: tuple[str, ...]
+    module: str | None
+
+
+def _main_spec() -> Any:
+    return getattr(sys.modules["__main__"], "__spec__", None)
+
+
+def _job(cfg: DictConfig, command: Command, dry: Path | None = None) -> float | None:
     """One run, or only what can be said of it before; ``dry`` is the folder that it would have."""
     settings = HydraConfig.get()
     out, argv = Path(settings.runtime.output_dir), list(sys.argv)
@@ -168,88 +213,65 @@ def _note_what_was_typed(cfg: DictConfig, settings: Any, out: Path) -> None:
         OmegaConf.save(settings.overrides.task, out / ".hydra" / "overrides.yaml")
 
 
-def _pin_children_to_this_job(settings: Any, command: list[str]) -> None:
-    """Makes Lightning's DDP children run this job: the same command and folder, not the whole sweep again."""
+def _pin_children_to_this_job(settings: Any, command: Command) -> None:
+    """Makes Lightning's DDP children run this job: the same command and folder, not the whole sweep again.
+
+    Nor the worker of a launcher: Lightning starts what it takes for the main program, by ``__main__`` and ``sys.argv``.
+    """
     config: Any = HydraConfig.instance().cfg
     OmegaConf.set_readonly(config.hydra, False)
     config.hydra.run.dir = settings.runtime.output_dir
     OmegaConf.set_readonly(config.hydra, True)
     words = [*settings.overrides.task, "hydra.mode=RUN"] if settings.mode == RunMode.MULTIRUN else sys.argv[1:]
-    sys.argv = [*command, *words]
-
-
-def _resume_arguments(argv: list[str]) -> list[str]:
-    """``resume=<folder>`` stands for the folder's own overrides and the same output folder."""
-    resume = [a for a in argv if a.startswith("resume=")]
-    allow = [a for a in argv if a.startswith("allow=")]
-    if not resume:
-        if allow:
-            raise ConfigError(f"{allow[0]} goes with resume=<folder>; what is typed needs no leave.")
-        return argv
-    folder = path_of(resume[-1].removeprefix("resume="))
-    if folder.is_file():
-        raise ConfigError(f"resume={folder} is a file; give the folder of the run: resume={folder.parent.parent}")
-    stored = folder / ".hydra" / "overrides.yaml"
-    if not stored.is_file():
-        raise ConfigError(f"resume={folder}: no run in that folder (.hydra/overrides.yaml is missing).")
-    from redlab.runs.trust import stored_words
-
-    typed = {_key(word): word for word in argv if word not in resume and word not in allow}
-    # without resolving, since a word may hold an interpolation
-    held = OmegaConf.to_container(OmegaConf.load(stored), resolve=False)
-    held = [word for word in held or () if not (isinstance(word, str) and _key(word) in typed)]
-    held = stored_words(stored, held, [name for word in parse(allow) for name in _names(word.value())])
-    words = {_key(word): word for word in held}
-    words |= _absolute_paths(folder, words, typed) | typed
-    return [*words.values(), f"hydra.run.dir={folder}"]
-
-
-def _absolute_paths(folder: Path, words: Mapping[str, str], typed: Mapping[str, str]) -> dict[str, str]:
-    """The paths of a run to be resumed, which may have been relative to another folder than this."""
-    from redlab.runs.trust import stored_words
-
-    config = folder / "config.yaml"
-    # without resolving: a run writes values, and what a file asks the environment for is refused
-    plain = OmegaConf.to_container(OmegaConf.load(config), resolve=False) if config.is_file() else {}
-    keys = ["victim_root", "bank_root", *([] if "data" in typed else ["data.root"])]
-    keys += [key for key in words if key.endswith(".weights") or key in ("bank", "init")]
-    found = {key: value for key, value in leaves(plain) if key in keys and isinstance(value, str)}
-    held = stored_words(config, [f"{key}={_quoted(value)}" for key, value in found.items()])
-    return {_key(word): word for word in held}
-
-
-def _with_paths(words: list[str]) -> list[str]:
-    """The folders among the words, as Hydra takes them; what is not there yet will have been made by this process."""
-    result = []
-    for word in words:
-        key, _, value = word.partition("=")
-        if key in ("hydra.run.dir", "hydra.sweep.dir") and value:
-            folder = path_of(value)
-            if key == "hydra.run.dir" and "${" not in value:
-                about_to_make(folder)
-            word = f"{key}={_quoted(str(folder))}"
-        result.append(word)
-    return result
-
-
-def _quoted(text: str) -> str:
-    """As a value for Hydra, to which some characters of paths mean something."""
-    return "'" + text.replace("'", "\\'") + "'"
-
-
-def _names(value: Any) -> list[str]:
-    """``allow=`` takes one name or a list of them."""
-    return [str(name) for name in (value if isinstance(value, list) else [value])]
-
-
-def _key(word: str) -> str:
-    return word.split("=", 1)[0].lstrip("+")
+    sys.argv = [*command.words, *words]
+    if getattr(_main_spec(), "name", None) != command.module:
+        sys.modules["__main__"].__spec__ = importlib.util.find_spec(command.module) if command.module else None
 
 
 def _evaluate(argv: list[str]) -> None:
     if not argv or {"-h", "--help"} & set(argv):
         print(_EVALUATE_HELP)
-        return
+    elif set(MANY) & set(argv):
+        _evaluations([word for word in argv if word not in MANY])
+    else:
+        _evaluation(argv)
+
+
+def _evaluations(words: list[str]) -> None:
+    """``-m``: an evaluation for each combination of values, and a table of all."""
+    if not any(word.startswith("run=") for word in words) or _DRY in words:
+        raise ConfigError("-m wants run=..., and no --dry-run: python evaluate.py -m run=<folder>,<folder> mix=...")
+    shared = [word for word in words if word.startswith(("out=", "debug="))]
+    varied = [word for word in words if word not in shared]
+    try:
+        grid, same = grid_of(varied), constant(varied)
+    except HydraException as error:
+        raise ConfigError(explain(error)) from error
+    typed = [path_of(word.removeprefix("out=")) for word in shared if word.startswith("out=")]
+    sweep = typed[-1] if typed else Path(fresh(f"outputs/{time.strftime('%Y-%m-%d/%H-%M-%S')}_evaluations"))
+    done = {job.words for job in jobs_of(sweep) if job.ended == DONE}
+    before = list(sys.argv)
+    command = before[: len(before) - len(words) - 1]
+    with taken(sweep), _summed_up():
+        begin(sweep, varied, total=len(grid), command="evaluate")
+        for number, each in enumerate(grid):
+            job = Job(number, job_name(number, each, same), tuple(each), FAILED)
+            if job.words in done:
+                continue
+            mine = [*each, f"out={sweep / job.folder}"]
+            sys.argv = [*command, *mine]  # what Lightning starts the other ranks with
+            try:
+                with noted(sweep, job):
+                    _evaluation(mine)
+            except Exception as error:
+                if type(error).__name__ == "Stopped":
+                    raise
+                print(f"error: {sweep / job.folder}: {sentence(error)}", file=sys.stderr)
+            finally:
+                sys.argv = before
+
+
+def _evaluation(argv: list[str]) -> None:
     own: dict[str, Any] = {"run": None, "out": None, "allow": [], "debug": False}
     own |= {"study": None, "scale": "small", "seeds": [0]}
     overrides = []
@@ -267,14 +289,13 @@ def _evaluate(argv: list[str]) -> None:
     if own["run"] is not None:
         from redlab.runs.train import evaluate
 
-        stamp = time.strftime("%Y-%m-%d/%H-%M-%S")
         for key in ("scale", "seeds"):
             if any(word.startswith(f"{key}=") for word in argv):
                 raise ConfigError(f"{key}={own[key]} goes with study=..., not with run=...: leave it out.")
-        usual = f"outputs/{stamp}_evaluate"
+        usual = f"outputs/{time.strftime('%Y-%m-%d/%H-%M-%S')}_evaluate"
         try:
             out = own["out"] or Path(usual if dry else fresh(usual))
-            evaluate(own["run"], overrides, out, _names(own["allow"]), dry=dry)
+            evaluate(own["run"], overrides, out, names_in(own["allow"]), dry=dry)
         finally:
             take_away_unused()
     else:
@@ -311,19 +332,5 @@ def _report(error: Exception, argv: Sequence[str] = ()) -> int:
     if type(error).__name__ == "Stopped":
         print(error, file=sys.stderr)
         return 128 + int(getattr(error, "signum", 15))
-    print(f"error: {_sentence(error, argv)}", file=sys.stderr)
+    print(f"error: {sentence(error, argv)}", file=sys.stderr)
     return 1
-
-
-def _sentence(error: BaseException, argv: Sequence[str] = ()) -> str:
-    """What the user reads. Hydra wraps the errors of what it instantiates: the cause speaks."""
-    while isinstance(error, InstantiationException) and error.__cause__ is not None:
-        error = error.__cause__
-    if isinstance(error, (HydraException, OmegaConfBaseException)):
-        return explain(error, argv)
-    text = " ".join(str(error).split())
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.filename}: {error.strerror}."
-    if isinstance(error, (ValueError, OSError, ImportError)) and text:
-        return text
-    return f"{type(error).__name__}: {text} (debug=true shows where)"

@@ -71,7 +71,8 @@ def with_choices(cfg: DictConfig, choices: Any) -> DictConfig:
     Raises:
         ConfigError: there is no such experiment, or a key at the top that nothing reads.
     """
-    chosen = {k: v for k, v in dict(choices).items() if k in _groups() and v is not None}
+    # how jobs are started is no part of what they are
+    chosen = {k: v for k, v in dict(choices).items() if k in _groups() and k != "sweep" and v is not None}
     for group in _OPTIONAL:  # of these, Hydra passes over an option that does not exist, also if it was asked for
         if chosen.get(group) not in (None, *_options(group)):
             if chosen[group] != _default_option(group, chosen):

@@ -14,7 +14,12 @@ from filelock import FileLock, Timeout
 from redlab.runs.check import ConfigError
 
 _LOCK = ".lock"
-_NOTHING_YET = {_LOCK, ".hydra", "multirun.yaml"}  # what stands in the folder of a job, or a sweep, that has not begun
+_NOTHING_YET = {
+    _LOCK,
+    ".hydra",
+    "multirun.yaml",
+    "sweep.yaml",
+}  # what stands in the folder of a job, or a sweep, that has not begun
 _made: set[Path] = set()  # made by this process, which may take them away again
 _fresh: list[Path] = []  # of these, what nobody else can be using
 _held: set[Path] = set()

@@ -7,7 +7,6 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,7 +53,7 @@ from redlab.runs.folders import take_away, taken
 from redlab.runs.identity import run_facts
 from redlab.runs.loading import check_hashes, load_weights, start_from, trained_with
 from redlab.runs.loggers import close, make_loggers
-from redlab.runs.stopping import StopOnSignal, Stopped
+from redlab.runs.stopping import StopOnSignal, Stopped, handing_over
 from redlab.runs.trainer import make_trainer
 from redlab.runs.trust import stored_config
 
@@ -73,14 +72,14 @@ def train(cfg: DictConfig, out: Path) -> dict[str, float]:
         Stopped: SIGTERM or Ctrl-C came; ``last.ckpt`` is written.
         ConfigError: the config, the data or a file it names is wrong.
     """
-    with taken(out):
-        numbers = _train(cfg, out)
+    with taken(out), handing_over(StopOnSignal(out / "checkpoints" / "last.ckpt")) as stop:
+        numbers = _train(cfg, out, stop)
     if cfg.bank == "build":
         take_away(out)  # nothing was trained
     return numbers
 
 
-def _train(cfg: DictConfig, out: Path) -> dict[str, float]:
+def _train(cfg: DictConfig, out: Path, stop: StopOnSignal) -> dict[str, float]:
     filter_known_warnings()
     started = time.time()
     resume = resume_from(out, cfg)  # before config.yaml is written: a refused resume changes nothing
@@ -113,7 +112,6 @@ def _train(cfg: DictConfig, out: Path) -> dict[str, float]:
     # at the end of every epoch, also of one that is not validated
     last = RunCheckpoint(checkpoints, "last", enable_version_counter=False, save_on_train_epoch_end=True)
     validated = cfg.data.val_size > 0 and cfg.trainer.limit_val_batches != 0  # else no checkpoint is known to be best
-    stop = StopOnSignal(checkpoints / "last.ckpt")
     loggers = make_loggers(cfg, out)
     kept = [*([best] if validated else []), last]
     written = RunRecord(cfg, helpers, counted, record.get("trained_with", ()))
@@ -179,8 +177,10 @@ def evaluate(
     """
     if (out / "checkpoints").exists():
         raise ConfigError(f"out={out} holds a trained run, whose numbers would be lost; give another folder.")
-    with nullcontext() if dry else taken(out):
-        return _evaluate(run, overrides, out, allow, dry)
+    if dry:
+        return _dry_evaluation(run, overrides, out, allow)
+    with taken(out), handing_over(StopOnSignal()) as stop:
+        return _evaluate(run, overrides, out, allow, stop)
 
 
 class Opened(NamedTuple):
@@ -233,20 +233,25 @@ def _stored(
     return cfg, finalise(OmegaConf.create(stored)), path, checkpoint
 
 
-def _evaluate(run: Path, overrides: Sequence[str], out: Path, allow: Sequence[str], dry: bool) -> dict[str, float]:
+def _dry_evaluation(run: Path, overrides: Sequence[str], out: Path, allow: Sequence[str]) -> dict[str, float]:
+    filter_known_warnings()
+    cfg, trained, path, checkpoint = _stored(run, overrides, allow)
+    plan, _ = rehearse(cfg, record=checkpoint["redlab"], trained=trained)
+    show_plan(plan | {"checkpoint": f"{path}", "folder": f"{out}"})
+    return {}
+
+
+def _evaluate(
+    run: Path, overrides: Sequence[str], out: Path, allow: Sequence[str], stop: StopOnSignal
+) -> dict[str, float]:
     filter_known_warnings()
     started = time.time()
-    cfg, trained, path, checkpoint = _stored(run, overrides, allow)
-    if dry:
-        plan, _ = rehearse(cfg, record=checkpoint["redlab"], trained=trained)
-        show_plan(plan | {"checkpoint": f"{path}", "folder": f"{out}"})
-        return {}
     opening = opened(run, overrides, allow)
-    method, data = opening.method, opening.data
+    cfg, method, data, path = opening
     _show_config(cfg, out)
     data.bank = open_bank(cfg, data, stages=("test",))
     loggers = make_loggers(cfg, out)
-    trainer = make_trainer(cfg, out, [StopOnSignal()], loggers, testing=True)
+    trainer = make_trainer(cfg, out, [stop], loggers, testing=True)
     try:
         run_test(cfg, trainer, method, data, path)
         metrics = _finish(cfg, out, trainer, method, data, started, loggers)

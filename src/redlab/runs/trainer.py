@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import lightning as L
+import torch
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback, Checkpoint, ModelSummary, ProgressBar, RichModelSummary
 from lightning.pytorch.loggers import Logger
@@ -54,6 +55,8 @@ def make_trainer(
     # Lightning's own would go to a log that nobody reads
     summary = [RichModelSummary()] if cfg.trainer.enable_model_summary and not described else []
     rest = {key: value for key, value in as_plain(cfg.trainer).items() if key not in ("callbacks", "profiler")}
+    if rest["accelerator"] == "cpu" or not torch.cuda.is_available():
+        rest.pop("sync_batchnorm", None)  # torch has it for GPUs only
     if testing:
         rest["enable_checkpointing"] = False
     if method is not None and not method.automatic_optimization:
