@@ -1,9 +1,7 @@
-import io
 from html import escape
 
 import pytest
 import torch
-from rich.console import Console
 from torch import nn
 
 from redlab.batch import AttackBatch
@@ -113,7 +111,7 @@ def report(monkeypatch, tmp_path):
         monkeypatch.setattr(module, "log_figure", lambda loggers, name, figure, folder: figures.update({name: figure}))
         path = run_report(
             tmp_path, title="t", summary="", config="", rows=rows, examples=examples, victims=victims,
-            class_names=["zero", "one"], loggers=[], terminal=Console(file=io.StringIO()),
+            class_names=["zero", "one"], loggers=[],
         )  # fmt: skip
         return figures, path.read_text()
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -164,6 +164,19 @@ class Bank:
         """How many files of it are still to be made."""
         return sum(not _file(self.folder, part, i).exists() for part, n in self.parts.items() for i in range(n))
 
+    def damaged(self) -> list[Path]:
+        """Files that are there and cut short, or no such files at all; only their heads are read."""
+        found = []
+        for path in (_file(self.folder, part, i) for part, n in self.parts.items() for i in range(n)):
+            try:
+                if path.exists():
+                    with safe_open(path, "pt") as file:
+                        if not set(KEPT) <= set(file.keys()):
+                            found.append(path)
+            except (OSError, SafetensorError):
+                found.append(path)
+        return found
+
     def is_whole(self, part: str) -> bool:
         """Whether all files of a part are there."""
         return part in self.parts and all(_file(self.folder, part, i).exists() for i in range(self.parts[part]))
@@ -218,7 +231,7 @@ class Bank:
             except (OSError, SafetensorError, KeyError, RuntimeError) as error:
                 raise ValueError(
                     f"a file of {part} in the bank {self.folder} is missing or damaged: build it again (bank=build), "
-                    "which makes what is not there"
+                    "which makes what is not there or cannot be read"
                 ) from error
             order = rows["index"].argsort(stable=True)
             rows = {name: values[order] for name, values in rows.items()}

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from rich.console import Console
 from torch import Tensor, nn
 
 from redlab.batch import AttackBatch
@@ -19,7 +18,6 @@ from redlab.report.figures import accuracy_bars, confusion_map, roc_curves, trai
 from redlab.report.html import write_report
 from redlab.report.measures import NONE, headline, tables
 from redlab.report.pictures import Caption, restoration_grid, verdict_grid
-from redlab.report.tables import console
 
 Said = Mapping[str, Tensor]
 
@@ -50,9 +48,8 @@ def run_report(
     victims: Mapping[str, nn.Module],
     class_names: Sequence[str],
     loggers: Iterable[Any],
-    terminal: Console,
 ) -> Path:
-    """Prints the tables, writes ``figures/*.png`` and ``report.html``, and hands the figures to the loggers.
+    """Writes ``figures/*.png`` and ``report.html``, and hands the figures to the loggers.
 
     What the defence cannot do has no tables and no figures.
 
@@ -66,7 +63,6 @@ def run_report(
         victims: name -> victim, on the CPU or wherever; the order gives the ids.
         class_names: names of the classes.
         loggers: Lightning loggers.
-        terminal: where the tables are printed.
 
     Returns:
         The path of ``report.html``.
@@ -84,9 +80,6 @@ def run_report(
         figures["training"] = training_curves(logged)
     for name, figure in figures.items():
         log_figure(loggers, name, figure, folder=out / "figures")
-    found = tables(rows)
-    for table in found:
-        terminal.print(console(table))
     return write_report(
         out / "report.html",
         title=title,
@@ -94,7 +87,7 @@ def run_report(
         tiles=headline(rows),
         figures={CAPTIONS[name]: figure for name, figure in figures.items()},
         config=config,
-        tables=found,
+        tables=tables(rows),
     )
 
 

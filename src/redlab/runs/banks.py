@@ -42,11 +42,16 @@ def open_bank(cfg: DictConfig, data: AttackDataModule, stages: Sequence[str] = S
             bank.check(made_of(data, _hashes(data), bank.epochs))
             if missing := bank.missing():
                 raise ConfigError(f"bank={cfg.bank} still lacks {missing} files: go on with bank=build, or bank=auto.")
+            if damaged := bank.damaged():
+                raise ConfigError(f"{damaged[0]} is damaged: bank=auto makes it again.")
             return bank
         content = made_of(data, _hashes(data), cfg.bank_epochs)
         folder = Path(cfg.bank_root) / str(cfg.data.name) / digest(content)[:10]
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_suffix(".lock")), _on_device(cfg, data):
+            for path in Bank(folder).damaged() if (folder / "manifest.json").exists() else ():
+                console.print(f"[yellow]{path} is damaged, and made again.[/]")
+                path.unlink()
             wanted = parts(data, cfg.bank_epochs, stages, cfg.bank_batch_size)
             with _bar(cfg) as bar:
                 task = bar.add_task("Crafting the bank", total=sum(part.chunks for part in wanted), part="")

@@ -28,6 +28,7 @@ from redlab.runs.identity import Content, digest, loader, network, recipe, victi
 from redlab.runs.stopping import StopOnSignal
 from redlab.victims import ImageClassifier, Victim
 from redlab.victims.facts import facts_of
+from redlab.victims.loading import fault
 
 
 def shared_data(cfg: DictConfig) -> AttackDataModule:
@@ -132,6 +133,9 @@ def _trained_victim(cfg: DictConfig, name: str, identity: str, data: AttackDataM
     path = victim_file(cfg, name, identity)
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
+        if path.exists() and (why := fault(path)):
+            console.print(f"[yellow]{why}: it is trained again.[/]")
+            path.unlink()
         if not path.exists():
             console.print(f"Training victim [bold]{name}[/] on {cfg.data.name} (kept in {path})")
             _train_victim(cfg, name, path, data)

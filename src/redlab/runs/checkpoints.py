@@ -245,7 +245,11 @@ def finished(cfg: DictConfig, out: Path, checkpoint: Mapping[str, Any]) -> dict[
     done: int = checkpoint["epoch"] + 1
     if cfg.trainer.max_epochs is None or done < cfg.trainer.max_epochs or not (out / "metrics.json").is_file():
         return None
-    numbers: dict[str, float] = json.loads((out / "metrics.json").read_text())
+    try:
+        numbers: dict[str, float] = json.loads((out / "metrics.json").read_text())
+    except ValueError:
+        console.print(f"[yellow]{out / 'metrics.json'} cannot be read: tested again.[/]")
+        return None
     return numbers
 
 

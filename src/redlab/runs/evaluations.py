@@ -151,6 +151,7 @@ def _read(path: Path) -> Found | None:
             said = {k.split(".", 2)[2]: v for k, v in parts.items() if k.startswith(f"{i}.said.")}
             examples.append((AttackBatch(**batch), said))
     except (ValueError, OSError, SafetensorError, TypeError):
+        console.print(f"[yellow]{path}.npz, or a file beside it, is damaged: tested again.[/]")
         return None
     return rows, examples, pictures, pictured
 

@@ -182,7 +182,10 @@ class Lab:
     def see(self, run: Path, asked: Evaluation) -> Seen:
         """An evaluation of a run; of its own test, the rows that it left."""
         if asked.own_test:
-            return Seen(rows=Samples.load(run / "samples.npz"))
+            try:
+                return Seen(rows=Samples.load(run / "samples.npz"))
+            except ValueError as error:
+                console.print(f"[yellow]{error}: tested again.[/]")
         opening = opened(run, [*self.words_of.words(asked.overrides), "logger=none"])
         cfg, method, data = opening.cfg, opening.method, opening.data
         if asked.attacks is not None:

@@ -6,7 +6,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +22,9 @@ from rich.text import Text
 from redlab.data import AttackDataModule
 from redlab.methods.base import Method
 from redlab.metrics import Samples
+from redlab.report.measures import tables
 from redlab.report.run_report import run_report
+from redlab.report.tables import console as table_for_console
 from redlab.runs.banks import open_bank
 from redlab.runs.build import (
     Trained,
@@ -124,7 +127,8 @@ def _train(cfg: DictConfig, out: Path, stop: StopOnSignal) -> dict[str, float]:
         chosen = trainer.strategy.broadcast(chosen)  # under torchrun, only the first rank's folder has them
         load_weights(method, chosen, read_checkpoint(chosen))
         run_test(cfg, trainer, method, data, chosen)
-        metrics = _finish(cfg, out, trainer, method, data, started, loggers)
+        with _path_in_errors(out):
+            metrics = _finish(cfg, out, trainer, method, data, started, loggers)
         close(trainer, loggers, failed=False)
     except BaseException as error:
         close(trainer, loggers, failed=True)
@@ -254,7 +258,8 @@ def _evaluate(
     trainer = make_trainer(cfg, out, [stop], loggers, testing=True)
     try:
         run_test(cfg, trainer, method, data, path)
-        metrics = _finish(cfg, out, trainer, method, data, started, loggers)
+        with _path_in_errors(out):
+            metrics = _finish(cfg, out, trainer, method, data, started, loggers)
         close(trainer, loggers, failed=False)
     except BaseException:
         close(trainer, loggers, failed=True)
@@ -287,6 +292,18 @@ def _show_config(cfg: DictConfig, out: Path) -> None:
         console.print(Text(f"{name:8}{value}"), soft_wrap=True)
 
 
+@contextmanager
+def _path_in_errors(out: Path) -> Iterator[None]:
+    """A full disk tells of no file: it is said where, and that nothing need be trained again."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        done = "the tables above are complete, and the same words test again without training"
+        raise OSError(error.errno, f"{error.strerror or error}: {done}", str(out)) from error
+
+
 def _finish(
     cfg: DictConfig,
     out: Path,
@@ -298,8 +315,10 @@ def _finish(
 ) -> dict[str, float]:
     metrics = dict(method.numbers)
     if trainer.is_global_zero:
-        (out / "config.yaml").write_text(OmegaConf.to_yaml(cfg))
         rows = method.samples or Samples({})
+        for table in tables(rows):  # before anything is written, so that no full disk can lose them
+            console.print(table_for_console(table))
+        (out / "config.yaml").write_text(OmegaConf.to_yaml(cfg))
         if len(rows):
             rows.save(out / "samples.npz")
         part = out / "metrics.json.part"
@@ -318,7 +337,6 @@ def _finish(
             victims=data.victims,
             class_names=data.classes,
             loggers=loggers,
-            terminal=console,
         )
         console.print(f"Report: [bold]{report}[/]")
     return metrics

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
 from hydra.utils import instantiate
+from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, Checkpoint, ModelSummary, ProgressBar, RichModelSummary
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
@@ -24,6 +30,34 @@ _PROFILERS: dict[str, type[Profiler]] = {
     "advanced": AdvancedProfiler,
     "pytorch": PyTorchProfiler,
 }
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Writes beside the checkpoint that is there, which stays until the new one is whole.
+
+    Lightning's own goes by a temporary folder, from which a file may have to be copied: a process that is killed then
+    leaves a part of it in the place of the old one. It also needs the memory for a second copy.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """Writes the file.
+
+        Raises:
+            OSError: it cannot be written, such as on a full disk.
+        """
+        path = Path(path)
+        part = path.with_name(f"{path.name}.part")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.save(checkpoint, part)
+            os.replace(part, path)
+        except (OSError, RuntimeError) as error:  # torch says a full disk by the latter
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
+            code = getattr(error, "errno", None) or errno.EIO
+            free = shutil.disk_usage(path.parent).free / 2**20 if path.parent.is_dir() else 0
+            old = "; the checkpoint before it is still there, and resume= goes on from it" if path.is_file() else ""
+            raise OSError(code, f"cannot be written, with {free:.0f} MiB free{old}", str(path)) from error
 
 
 def make_trainer(
@@ -70,6 +104,8 @@ def make_trainer(
         default_root_dir=str(out),
         profiler=_profiler(cfg, out),
     )
+    if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+        trainer.strategy.checkpoint_io = WholeFiles()
     if method is not None and method.unused_parameters and isinstance(trainer.strategy, DDPStrategy):
         trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
     return trainer

@@ -104,6 +104,15 @@ def _from_state_dict(
     return Victim(backbone, **asked)
 
 
+def fault(path: Path) -> str | None:
+    """Why a file cannot be read as one of weights; None if it can."""
+    try:
+        _read(path)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
 def _read(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise ValueError(f"there is no weights file {path}")
