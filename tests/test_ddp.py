@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -142,3 +143,23 @@ def test_sigterm_to_the_first_of_lightnings_processes(start, end, wait_for_step,
     assert f"resume={out}" in said
     assert checkpoints.read_checkpoint(out / "checkpoints" / "last.ckpt")["global_step"] >= done > STEPS
     assert not any(Path(f"/proc/{pid}").exists() for pid in others)
+
+
+@pytest.mark.parametrize("dead", [0, 1])
+def test_a_dead_rank_ends_the_others(start, end, wait_for_step, tiny, tmp_path, dead):
+    """Within a minute, and the checkpoint of the last epoch is there for a resume."""
+    out = tmp_path / "run"
+    process = start(TRAIN, *tiny, *DDP, *LONG, f"hydra.run.dir={out}")
+    wait_for_step(out, process, STEPS + 16)
+    others = descendants(process.pid)
+    assert others
+    began = time.monotonic()
+    os.kill(others[0] if dead else process.pid, signal.SIGKILL)
+    said = end(process)
+    assert process.returncode != 0, said
+    while any(Path(f"/proc/{pid}").exists() for pid in others) and time.monotonic() - began < 60:
+        time.sleep(0.1)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in others), said
+    assert time.monotonic() - began < 60
+    assert checkpoints.read_checkpoint(out / "checkpoints" / "last.ckpt")["global_step"] >= STEPS
+    assert not (out / "metrics.json").exists()

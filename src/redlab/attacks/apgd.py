@@ -18,6 +18,7 @@ from redlab.attacks.guard import checked, per_row
 from redlab.attacks.margin import dlr, wins
 from redlab.attacks.project import Ball, check_norm, checked_length, per_pixel, random_start, steepest
 from redlab.attacks.rows import split_by_steps
+from redlab.attacks.watched import watched
 from redlab.rng import SampleRng
 
 LOSSES = ("ce", "dlr")
@@ -119,7 +120,7 @@ def climb(judge: Judge, x: Tensor, start: Tensor, eps: Tensor, steps: int, norm:
     loss, won, grad = look(point)
     best, best_loss, best_won, best_grad = point, loss, won, grad
     rises, improved, halved = torch.zeros_like(loss), torch.zeros_like(won), torch.ones_like(won)
-    for step in range(1, steps + 1):
+    for step in watched(range(1, steps + 1), "step"):
         moved = ball.project_head(steepest(grad, norm).mul_(step_size).add_(point))
         if step > 1:
             moved.sub_(point).mul_(MOMENTUM).add_(point - before, alpha=1 - MOMENTUM).add_(point)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from redlab.attacks.guard import guard, logits_of, outside_inference
 from redlab.attacks.project import Ball, per_pixel, steepest
 from redlab.attacks.speed import quickly
+from redlab.attacks.watched import watched
 from redlab.rng import SampleRng
 
 
@@ -128,7 +129,7 @@ def _ascend(model: nn.Module, x: Tensor, y: Tensor, steps: GradientSteps, target
 
         ball, length = Ball(x, eps, steps.norm), per_pixel(step_size)
         now, best, best_loss, n = start, start, start.new_empty(0), len(x)
-        for step in range(counts[0]):
+        for step in watched(range(counts[0]), "step"):
             while counts[n - 1] <= step:
                 n -= 1
             point = now[:n].detach().requires_grad_()

@@ -19,6 +19,7 @@ from redlab.attacks.guard import checked, is_whole, per_row
 from redlab.attacks.margin import wins
 from redlab.attacks.project import check_norm, checked_length, project
 from redlab.attacks.square import Square
+from redlab.attacks.watched import watched
 from redlab.batch import Attack
 from redlab.rng import SampleRng
 
@@ -73,7 +74,8 @@ class AutoAttack(GuardedAttack):
         aims = [target] if target is not None else _likeliest(logits, y, self.targets)
         left = (~wins(logits, y, target)).nonzero()[:, 0]
         x_adv = x.clone()
-        for name, make, aim in self._members(eps, steps, queries, target, aims):
+        members = self._members(eps, steps, queries, target, aims)
+        for name, make, aim in watched(members, lambda member: member[0]):
             if len(left) == 0:
                 break
             goal = None if aim is None else aim[left]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from redlab.attacks.guard import check_images, check_inputs, guard, outside_inference, per_row
 from redlab.attacks.project import NORMS, check_in_ball
 from redlab.attacks.speed import quickly
+from redlab.attacks.watched import stage
 from redlab.rng import SampleRng
 
 
@@ -60,7 +61,8 @@ class GuardedAttack(ABC):
                 drawn = SampleRng.for_batch(x, rng)
                 return self.craft(model, outside_inference(x), outside_inference(y), aim, drawn)
 
-        crafted = quickly(model, work)  # outside the guard, which seeds anew each time that the work is done
+        with stage():
+            crafted = quickly(model, work)  # outside the guard, which seeds anew each time that the work is done
         found, cost = crafted if isinstance(crafted, tuple) else (crafted, None)
         return self._checked(found.detach(), x.detach()), cost
 

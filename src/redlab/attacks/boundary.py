@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from redlab.attacks.base import GuardedAttack
 from redlab.attacks.guard import decided, per_row
 from redlab.attacks.project import per_pixel
+from redlab.attacks.watched import begun
 from redlab.rng import SampleRng
 
 GRAINS = 4  # noise for a start comes in squares of 1, 2, 4 and 8 pixels, in turn
@@ -77,7 +78,9 @@ class Boundary(GuardedAttack):
         x_adv, used, done = self._start(said, x, y, rng)
         rows, best, step = torch.arange(len(x), device=x.device), x_adv.clone(), 0
         on_sphere, after = (x.new_full((len(x), window), math.nan) for window, *_ in (AROUND, INWARDS))
+        at = begun("step", int(steps.max()))
         while True:
+            at(step)
             done = done | (steps <= step) | (inwards < CONVERGED)
             if bool(done.any()):
                 x_adv[rows[done]] = best[done]

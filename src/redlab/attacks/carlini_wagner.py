@@ -20,6 +20,7 @@ from redlab.attacks.guard import checked, per_row
 from redlab.attacks.margin import margin
 from redlab.attacks.project import Ball, checked_length, per_pixel
 from redlab.attacks.rows import split_by_steps
+from redlab.attacks.watched import watched
 from redlab.rng import SampleRng
 
 _EDGE = 0.02
@@ -74,7 +75,7 @@ class CarliniWagnerL2(GuardedAttack):
         goal = _Goal(model, y, target)
         rows = _Rows.start(x, goal.label, confidence, c, lr)
         low, high = torch.zeros_like(c), torch.full_like(c, math.inf)
-        for _ in range(self.binary_search_steps):
+        for _ in watched(range(self.binary_search_steps), "search for c"):
             rows.c = c
             found, rows.best, rows.norm = self._search(goal, rows)
             high = torch.where(found, torch.minimum(high, c), high)
@@ -88,7 +89,7 @@ class CarliniWagnerL2(GuardedAttack):
         best, best_norm = rows.best.clone(), rows.norm.clone()
         lowest, smallest = torch.full_like(rows.norm, math.inf), torch.full_like(rows.norm, math.inf)
         found, progress = smallest.clone(), torch.stack([lowest] * 3)
-        for step in range(self.steps + 1):
+        for step in watched(range(self.steps + 1), "step"):
             image, slope = rows.image()
             lack, grad = goal.evaluate(image, rows.label, rows.confidence)
             delta = image - rows.x
@@ -162,7 +163,7 @@ class CarliniWagnerLinf(GuardedAttack):
         """The form with a budget."""
         rows = everyone.restarted()
         rows.w, least = rows.x.clone(), rows.norm.clone()  # here w is the image itself
-        for step in range(steps + 1):
+        for step in watched(range(steps + 1), "step"):
             image = rows.w.clone()
             lack, grad = goal.evaluate(image, rows.label, rows.confidence)
             hinge, delta = lack.clamp(min=0.0), image - rows.x

@@ -17,6 +17,7 @@ from redlab.attacks.guard import checked, per_row
 from redlab.attacks.margin import margin
 from redlab.attacks.project import checked_length, per_pixel, steepest
 from redlab.attacks.rows import split_by_steps
+from redlab.attacks.watched import watched
 from redlab.rng import SampleRng
 
 
@@ -60,7 +61,7 @@ class DDN(GuardedAttack):
         classify = checked(model, label)
         farthest = _length(torch.maximum(x, 1.0 - x))  # no image is farther away than that
         image, delta, best, best_norm = x, torch.zeros_like(x), x, torch.full_like(norm, math.inf)
-        for step in range(self.steps + 1):
+        for step in watched(range(self.steps + 1), "step"):
             image = image.detach().requires_grad_()
             logits = classify(image)
             fooled, length = margin(logits.detach(), label, target is not None) < 0, _length(delta)

@@ -17,6 +17,7 @@ from redlab.attacks.guard import checked, per_row
 from redlab.attacks.margin import margin, nearest_boundary
 from redlab.attacks.project import check_norm, per_pixel, steepest
 from redlab.attacks.rows import split_by_steps
+from redlab.attacks.watched import watched
 from redlab.rng import SampleRng
 
 
@@ -59,7 +60,7 @@ class DeepFool(GuardedAttack):
         classify = checked(model, y)
         rows, now, result = torch.arange(len(x), device=x.device), x, x.clone()
         others = y[:, None]
-        for step in range(self.steps + 1):
+        for step in watched(range(self.steps + 1), "step"):
             point = now.detach().requires_grad_(bool(step < self.steps))
             logits = classify(point)
             result[rows] = now

@@ -17,6 +17,7 @@ from redlab.attacks.guard import checked, per_row
 from redlab.attacks.margin import nearest_boundary, wins
 from redlab.attacks.project import check_norm, per_pixel
 from redlab.attacks.rows import split_by_steps
+from redlab.attacks.watched import watched
 from redlab.rng import SampleRng
 
 ROUNDS = 12  # of Newton's method in `to_plane`; each finds all pixels that the last one pushed past the range
@@ -93,7 +94,7 @@ class FAB(GuardedAttack):
             return torch.linalg.vector_norm(delta, ord=order, dim=(1, 2, 3), keepdim=True)  # type: ignore[no-any-return]
 
         now, best, best_size = x, x, torch.full_like(beta, math.inf)
-        for _ in range(steps):
+        for _ in watched(range(steps), "step"):
             gap, slope = self._boundary(classify, now, y, target)
             gap_at_x = gap + (slope * (x - now)).sum((1, 2, 3), keepdim=True)
             here, clean = to_plane(now, slope, gap, self.norm), to_plane(x, slope, gap_at_x, self.norm)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from redlab.attacks.base import GuardedAttack
 from redlab.attacks.guard import checked, outside_inference, per_row
 from redlab.attacks.project import Ball, checked_length, per_pixel, steepest
+from redlab.attacks.watched import watched
 from redlab.rng import SampleRng
 from redlab.spelling import nearest
 
@@ -76,7 +77,7 @@ class FeatureAttack(GuardedAttack):
             with torch.no_grad():
                 goal = phi(guides)
             now, best, least = x, x.clone(), torch.full_like(eps, torch.inf)
-            for step in range(counts[0] + 1):
+            for step in watched(range(counts[0] + 1), "step"):
                 while counts[n - 1] < step:
                     n -= 1
                 now = now[:n].detach().requires_grad_()

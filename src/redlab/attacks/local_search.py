@@ -17,6 +17,7 @@ from redlab.attacks.base import GuardedAttack
 from redlab.attacks.guard import checked, per_row
 from redlab.attacks.margin import wins
 from redlab.attacks.project import per_pixel
+from redlab.attacks.watched import begun
 from redlab.rng import SampleRng
 
 CHUNK = 1024  # images per call of the victim: a round asks for thousands
@@ -76,7 +77,9 @@ class LocalSearch(GuardedAttack):
         first = max(int(self.seeds * height * width), 1)
         eligible = torch.ones_like(image[:, 0]).flatten(1).bool()
         step = 0
+        at = begun("round", int(steps.max()))
         while True:
+            at(step)
             used[rows] += 1
             done = wins(classify(image), y) | (steps <= step)
             if bool(done.any()):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from redlab.attacks.base import GuardedAttack
 from redlab.attacks.guard import checked, is_whole, per_row
 from redlab.attacks.project import checked_length, per_pixel
+from redlab.attacks.watched import watched
 from redlab.rng import SampleRng
 
 GREY = 0.5
@@ -70,7 +71,7 @@ class Occlusion(GuardedAttack):
         window, most = self._place(x, losses), int(steps.max())
         now = torch.where(window, torch.full_like(x, GREY), x)
         best, best_loss = now, torch.full((len(x),), -torch.inf, device=x.device)
-        for step in range(most + 1):
+        for step in watched(range(most + 1), "step"):
             point = now.requires_grad_(step < most)
             with torch.set_grad_enabled(step < most):
                 loss = losses(point)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from redlab.attacks.base import GuardedAttack
 from redlab.attacks.guard import checked, is_whole, per_row
 from redlab.attacks.project import checked_length, per_pixel
+from redlab.attacks.watched import watched
 from redlab.rng import SampleRng
 
 SIGN_MASKS = (
@@ -29,6 +30,7 @@ SIGN_MASKS = (
     ),
     ((7, 8, 11, 20), (23, 24, 11, 20)),
 )
+
 """Five masks for traffic signs of 32x32 pixels, of 30, 49, 45, 29 and 40 pixels. The first is that of the public code
 of Wu, Tong and Vorobeychik (ICLR 2020). Of the next three, drawn by hand there, these have the extent and the number of
 pixels, not the shape. The last stands for one that was not published."""
@@ -89,7 +91,7 @@ class RP2(GuardedAttack):
         x, label, window, lr, penalty, now = (t[order] for t in (x, label, window, lr, penalty, start))
         best, least = now.clone(), torch.full_like(lr, torch.inf)
         mean, square = (torch.zeros_like(now, dtype=torch.float64) for _ in range(2))
-        for step in range(counts[0] + 1):
+        for step in watched(range(counts[0] + 1), "step"):
             while counts[n - 1] < step:
                 n -= 1
             now, mean, square = now[:n].detach().requires_grad_(), mean[:n], square[:n]

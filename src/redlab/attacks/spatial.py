@@ -15,6 +15,7 @@ from redlab.attacks.base import GuardedAttack
 from redlab.attacks.guard import checked, per_row
 from redlab.attacks.margin import margin
 from redlab.attacks.project import per_pixel
+from redlab.attacks.watched import begun
 from redlab.rng import SampleRng
 
 FLOW_LOSSES = ("sum", "norm")
@@ -70,7 +71,9 @@ class SpatialTransform(GuardedAttack):
         flow = torch.zeros_like(x[:, :1]).repeat(1, 2, 1, 1)
         result, best, first, second = flow.clone(), flow, flow, flow
         best_rough = torch.full_like(smoothness, math.inf)
+        at = begun("step", max(ends))
         while True:
+            at(step)
             point = flow.detach().requires_grad_()
             rough = roughness(point, self.flow_loss)
             lack = margin(classify(warp(x, point)), label, targeted) + confidence

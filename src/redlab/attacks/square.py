@@ -17,6 +17,7 @@ from redlab.attacks.base import GuardedAttack
 from redlab.attacks.guard import checked, guard, per_row
 from redlab.attacks.margin import margin
 from redlab.attacks.project import check_norm, checked_length, per_pixel
+from redlab.attacks.watched import begun
 from redlab.rng import SampleRng
 
 SPAN = 10_000
@@ -73,7 +74,9 @@ class Square(GuardedAttack):
         x_adv, used, rows = torch.empty_like(x), torch.zeros_like(queries), torch.arange(len(x), device=x.device)
         best, span = start(x, eps, rng), int(queries[0]) if self.rescale else SPAN
         score, query = -margin(classify(best), label, targeted), 1
+        at = begun("query", int(queries.max()))
         while True:
+            at(query)
             done = (score > 0) | (queries <= query)
             if bool(done.any()):
                 x_adv[rows[done]], used[rows[done]] = best[done], query

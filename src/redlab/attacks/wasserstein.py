@@ -27,6 +27,7 @@ from redlab.attacks.guard import checked, is_whole, per_row
 from redlab.attacks.margin import margin
 from redlab.attacks.project import checked_length, per_pixel
 from redlab.attacks.transport import Window, price_of, project_plan
+from redlab.attacks.watched import begun
 from redlab.rng import SampleRng
 
 LEAST_ENTROPY = 1e-6
@@ -205,7 +206,9 @@ def _climb(
         price=torch.zeros_like(budget),
     )
     stuck = (eps <= 0.0) | (x.sum((1, 2, 3)) <= 0.0)
+    at = begun("step", int(steps.max()))
     while True:
+        at(rows.step)
         with torch.enable_grad():
             point = rows.image.float().clamp_(0.0, 1.0).requires_grad_()
             logits = classify(point)

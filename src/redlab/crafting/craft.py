@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from redlab.attacks.ascend import GradientSteps, SteppedAttack, ascend
 from redlab.attacks.guard import check_images, check_inputs, guard, logits_of
 from redlab.attacks.stored import Limits, on_grid
+from redlab.attacks.watched import watched
 from redlab.attacks.wrappers import Defended
 from redlab.batch import CLEAN, KNOWLEDGE, AttackBatch
 from redlab.crafting.component import Component, Knowledge, differentiable, draws, is_control, unknown
@@ -78,7 +79,8 @@ class Crafter:
             work = _Work(plan, clean, label, label.clone(), clean.clone(), torch.full_like(label, -1))
             fooled, knowledge = torch.zeros_like(label, dtype=torch.bool), torch.zeros_like(label)
             judged = want_fooled or self.only_fooled
-            for (knows, victim, gradient), parts in self._by_model(plan, defence).items():
+            models = list(self._by_model(plan, defence).items())
+            for (knows, victim, gradient), parts in watched(models, lambda model: f"on {model[0][1] or 'the defence'}"):
                 whole = _attacked_model(knows, victim, victims, defence)
                 for part in parts:
                     knowledge[part.rows] = KNOWLEDGE.index(knows)
@@ -172,7 +174,7 @@ class Crafter:
         """
         limits: list[Limits] = []
         loops: dict[str, list[tuple[Tensor, GradientSteps]]] = {}
-        for part in parts:
+        for part in watched(parts, lambda part: part.name):
             component, rows = self.components[part.name], part.rows
             changed: dict[str, Any] = dict(component.settings[part.setting]) if component.settings else {}
             changed |= {key: values[rows] for key, values in work.plan.params[part.name].items()}
@@ -191,7 +193,7 @@ class Crafter:
                 loops.setdefault(steps.norm, []).append((rows, steps))
             else:
                 work.adv[rows] = attack(model, x, y, target=goal, rng=rng)
-        for loop in loops.values():
+        for loop in watched(list(loops.values()), "gradient steps"):
             rows = torch.cat([rows for rows, _ in loop])
             goal = work.target[rows] if bool((work.target[rows] >= 0).any()) else None
             steps = GradientSteps.cat([steps for _, steps in loop])

@@ -10,11 +10,12 @@ from filelock import FileLock
 from omegaconf import DictConfig
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from redlab.attacks.watched import listening
 from redlab.crafting.bank import Bank, build
 from redlab.data import AttackDataModule
 from redlab.data.banking import STAGES, made_of, parts
 from redlab.runs.check import ConfigError
-from redlab.runs.console import console
+from redlab.runs.console import Watch, console
 from redlab.runs.identity import digest
 from redlab.victims import state_hash
 
@@ -55,7 +56,9 @@ def open_bank(cfg: DictConfig, data: AttackDataModule, stages: Sequence[str] = S
             wanted = parts(data, cfg.bank_epochs, stages, cfg.bank_batch_size)
             with _bar(cfg) as bar:
                 task = bar.add_task("Crafting the bank", total=sum(part.chunks for part in wanted), part="")
-                bank = build(folder, content, wanted, tick=lambda part: bar.update(task, advance=1, part=part))
+                show = None if bar.disable else lambda text: bar.update(task, part=text)
+                with listening(Watch(folder / "crafting.log", show)):
+                    bank = build(folder, content, wanted, tick=lambda part: bar.update(task, advance=1, part=part))
     except ValueError as error:
         raise ConfigError(f"{error}.") from error
     console.print(f"Attack bank: [bold]{folder}[/]")

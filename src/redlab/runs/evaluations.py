@@ -23,7 +23,7 @@ from redlab.methods.examples import Said
 from redlab.metrics import Samples
 from redlab.provenance import source
 from redlab.runs.build import content
-from redlab.runs.console import console
+from redlab.runs.console import console, saying_where
 from redlab.runs.identity import evaluation_identity, file_identity
 from redlab.victims import state_hash
 
@@ -55,7 +55,8 @@ def run_test(cfg: DictConfig, trainer: L.Trainer, method: Method, data: AttackDa
     data.skip, method.known = frozenset(known), [rows for rows, *_ in known.values()]
     try:
         if len(known) < len(names):
-            trainer.test(method, datamodule=data, verbose=False)
+            with saying_where(trainer):
+                trainer.test(method, datamodule=data, verbose=False)
             if not watched:
                 _keep(method, {name: path for name, path in files.items() if name not in known})
         else:

@@ -49,7 +49,7 @@ from redlab.runs.checkpoints import (
     same_run,
 )
 from redlab.runs.config import finalise, override_stored
-from redlab.runs.console import console, filter_known_warnings
+from redlab.runs.console import console, filter_known_warnings, saying_where
 from redlab.runs.dry import rehearse
 from redlab.runs.evaluations import run_test
 from redlab.runs.folders import take_away, taken
@@ -120,7 +120,8 @@ def _train(cfg: DictConfig, out: Path, stop: StopOnSignal) -> dict[str, float]:
     written = RunRecord(cfg, helpers, counted, record.get("trained_with", ()))
     trainer = make_trainer(cfg, out, [*kept, written, stop], loggers, method=method)
     try:
-        trainer.fit(method, datamodule=data, ckpt_path=resume)
+        with saying_where(trainer):
+            trainer.fit(method, datamodule=data, ckpt_path=resume)
         chosen = checkpoints / ("best.ckpt" if (checkpoints / "best.ckpt").exists() else "last.ckpt")
         if trainer.is_global_zero and not chosen.exists():
             raise ConfigError("trainer.max_time, or another limit, ended the run before an epoch; set a larger one.")
