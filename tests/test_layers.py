@@ -42,8 +42,23 @@ ALLOWED = {
     },
 }
 # and the files of runs/, of which each imports from those before it
-RUNS = ["check", "folders", "config", "blame", "trust", "sweeps", "words", "identity", "stopping", "console", "loggers"]
-RUNS += ["trainer", "build", "checkpoints", "loading", "dry", "banks", "evaluations", "train", "summary", "lab", "cli"]
+RUNS = ["check", "folders", "config", "blame", "trust", "sweeps", "words", "identity", "stopping", "console"]
+RUNS += [
+    "dashboard",
+    "loggers",
+    "monitors",
+    "trainer",
+    "build",
+    "checkpoints",
+    "loading",
+    "dry",
+    "banks",
+    "evaluations",
+    "train",
+    "summary",
+    "lab",
+    "cli",
+]
 
 
 def layer(path):

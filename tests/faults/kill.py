@@ -51,7 +51,14 @@ METHODS = {
     "hgd": ["mix=attunet", "method.width=2"],
     "add_defense": ["mix=attunet", "method.width_divisor=32"],
     "ape_gan": ["mix=attunet", "method.width_divisor=16"],
-    "gred": ["mix=gred", "only=fgsm_u", "method.width_divisor=32", "method.saliency_layer=features.8"],
+    "gred": [
+        "mix=gred",
+        "only=fgsm_u",
+        "mix.only_fooled=false",
+        "mix.only_right=false",
+        "method.width_divisor=32",
+        "method.saliency_layer=features.8",
+    ],
 }
 
 

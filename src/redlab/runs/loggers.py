@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig
 
 from redlab.extras import require
+from redlab.provenance import commit
 from redlab.runs.config import as_plain
 
 
@@ -30,27 +31,51 @@ def check_packages(cfg: DictConfig) -> None:
         require("tensorboard", "tensorboard")
 
 
-def make_loggers(cfg: DictConfig, out: Path) -> list[Logger]:
-    """The loggers of a run, all writing into its folder."""
+def make_loggers(cfg: DictConfig, out: Path, *, monitor: str = "", judged: Path | None = None) -> list[Logger]:
+    """The loggers of a run, all writing into its folder.
+
+    Args:
+        cfg: a finalised config.
+        out: folder of the run, or of the evaluation.
+        monitor: what picks the best checkpoint.
+        judged: of an evaluation, the checkpoint.
+    """
     nodes = (cfg.get("logger") or {}).values()
-    return [_make(node, cfg, out) for node in nodes if node.get("_target_")]
+    return [_make(node, cfg, out, monitor, judged) for node in nodes if node.get("_target_")]
 
 
-def _make(node: DictConfig, cfg: DictConfig, out: Path) -> Logger:
+def _make(node: DictConfig, cfg: DictConfig, out: Path, monitor: str, judged: Path | None) -> Logger:
     # as a partial, since `config` is also the name of an argument of instantiate
     partial = instantiate(node, _partial_=True, _convert_="all")
     extra: dict[str, Any] = {"save_dir": str(out)} if "save_dir" in inspect.signature(partial).parameters else {}
     if str(node._target_).endswith("CSVLogger"):
         extra["name"] = "csv"  # where the report looks for its curves
-    if str(node._target_).endswith("WandbLogger"):
+    if str(node._target_).endswith(("WandbLogger", "Dashboard")):
         # one id per folder, so that a resumed run goes on in the same dashboard
         file = out / "wandb_id.txt"
         run_id = file.read_text().strip() if file.exists() else hashlib.sha256(os.urandom(16)).hexdigest()[:8]
         if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
             file.write_text(run_id)
-        extra |= {"id": run_id, "resume": "allow", "name": cfg.name or out.name, "config": as_plain(cfg)}
+        extra |= {"save_dir": str(out), "id": run_id, "resume": "allow", "name": cfg.name or out.name}
+        extra |= _place(node, cfg, out, judged)
+        if str(node._target_).endswith("Dashboard"):
+            extra["monitor"] = monitor
     logger: Logger = partial(**extra)
     return logger
+
+
+def _place(node: DictConfig, cfg: DictConfig, out: Path, judged: Path | None) -> dict[str, Any]:
+    """Where a run stands in wandb: the jobs of a sweep together, an evaluation beside what it judges."""
+    config = as_plain(cfg) | {"commit": commit()}
+    group = out.parent.name if (out.parent / "sweep.yaml").is_file() else None
+    if judged is not None:
+        file = judged.parents[1] / "wandb_id.txt"
+        of = file.read_text().strip() if judged.parent.name == "checkpoints" and file.is_file() else None
+        config |= {"judges_checkpoint": judged.name, "judges_run": of}
+        group = group or of
+    tags = [*(node.get("tags") or ()), *dict.fromkeys(str(cfg.choices.get(key)) for key in ("method", "data", "mix"))]
+    kind = "train" if judged is None else "evaluate"
+    return {"config": config, "group": node.get("group") or group, "tags": tags, "job_type": kind}
 
 
 def close(trainer: L.Trainer, loggers: list[Logger], *, failed: bool) -> None:

@@ -40,6 +40,7 @@ from redlab.runs.check import ConfigError
 from redlab.runs.checkpoints import (
     RunCheckpoint,
     RunRecord,
+    best_score,
     find_checkpoint,
     finished,
     own_victims,
@@ -50,12 +51,14 @@ from redlab.runs.checkpoints import (
 )
 from redlab.runs.config import finalise, override_stored
 from redlab.runs.console import console, filter_known_warnings, saying_where
+from redlab.runs.dashboard import Dashboard
 from redlab.runs.dry import rehearse
 from redlab.runs.evaluations import run_test
 from redlab.runs.folders import take_away, taken
 from redlab.runs.identity import run_facts
 from redlab.runs.loading import check_hashes, load_weights, start_from, trained_with
 from redlab.runs.loggers import close, make_loggers
+from redlab.runs.monitors import monitors
 from redlab.runs.stopping import StopOnSignal, Stopped, handing_over
 from redlab.runs.trainer import make_trainer
 from redlab.runs.trust import stored_config
@@ -115,10 +118,10 @@ def _train(cfg: DictConfig, out: Path, stop: StopOnSignal) -> dict[str, float]:
     # at the end of every epoch, also of one that is not validated
     last = RunCheckpoint(checkpoints, "last", enable_version_counter=False, save_on_train_epoch_end=True)
     validated = cfg.data.val_size > 0 and cfg.trainer.limit_val_batches != 0  # else no checkpoint is known to be best
-    loggers = make_loggers(cfg, out)
+    loggers = make_loggers(cfg, out, monitor=method.monitor)
     kept = [*([best] if validated else []), last]
     written = RunRecord(cfg, helpers, counted, record.get("trained_with", ()))
-    trainer = make_trainer(cfg, out, [*kept, written, stop], loggers, method=method)
+    trainer = make_trainer(cfg, out, [*kept, written, stop, *monitors(loggers)], loggers, method=method)
     try:
         with saying_where(trainer):
             trainer.fit(method, datamodule=data, ckpt_path=resume)
@@ -255,7 +258,7 @@ def _evaluate(
     cfg, method, data, path = opening
     _show_config(cfg, out)
     data.bank = open_bank(cfg, data, stages=("test",))
-    loggers = make_loggers(cfg, out)
+    loggers = make_loggers(cfg, out, monitor=method.monitor, judged=path)
     trainer = make_trainer(cfg, out, [stop], loggers, testing=True)
     try:
         run_test(cfg, trainer, method, data, path)
@@ -325,6 +328,8 @@ def _finish(
         part = out / "metrics.json.part"
         part.write_text(json.dumps(metrics, indent=2, sort_keys=True) + "\n")
         os.replace(part, out / "metrics.json")
+        for dashboard in (logger for logger in loggers if isinstance(logger, Dashboard)):
+            dashboard.finish(rows, metrics, best_score(out))
         minutes = (time.time() - started) / 60
         report = run_report(
             out,
