@@ -9,6 +9,7 @@ from lightning.pytorch.loggers import WandbLogger
 from omegaconf import OmegaConf
 from wandb.proto import wandb_internal_pb2
 
+from faults.kill import METHODS as ALL
 from redlab.runs import train as training
 from redlab.runs.config import compose, finalise
 from redlab.runs.dashboard import FRONT, Dashboard
@@ -17,14 +18,7 @@ from redlab.runs.loggers import make_loggers
 PLAIN = ["trainer.enable_progress_bar=false", "trainer.log_every_n_steps=1", "data.limit_train=64", "data.limit_val=24"]
 PLAIN += ["data.limit_test=16", "data.batch_size=32", "trainer.max_epochs=2", "victim_training.max_epochs=1"]
 PLAIN += ["victim_training.limit_train=96", "logger=wandb"]
-METHODS = {
-    "cdd_red": ["mix=digits", "method.width=4", "method.depth=3"],
-    "classifier": ["mix=adversarial_training", "mix.components.pgd.attack.steps=2"],
-    "redrl": ["mix=attunet", "method.width=4", "method.blocks=1", "method.recogniser_width=4"],
-    "attunet_gan": ["mix=attunet", "method.width=4", "method.window=3"],
-    "add_defense": ["mix=attunet", "method.width_divisor=32"],
-    "gred": ["mix=gred", "only=fgsm_u", "mix.only_fooled=false", "mix.only_right=false", "method.width_divisor=32"],
-}
+METHODS = {name: ALL[name] for name in ("cdd_red", "classifier", "redrl", "attunet_gan", "add_defense", "gred")}
 BLOCK = 32768  # of the file's format, a log of records that a block may cut
 
 
