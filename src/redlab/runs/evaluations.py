@@ -58,7 +58,10 @@ def run_test(cfg: DictConfig, trainer: L.Trainer, method: Method, data: AttackDa
             with saying_where(trainer):
                 trainer.test(method, datamodule=data, verbose=False)
             if not watched:
-                _keep(method, {name: path for name, path in files.items() if name not in known})
+                try:
+                    _keep(method, {name: path for name, path in files.items() if name not in known})
+                except (OSError, SafetensorError) as error:  # of no use to who has waited for the test
+                    console.print(f"[yellow]The rows could not be kept in {folder}: {error}[/]")
         else:
             method.on_test_start()
             method.finish_test()

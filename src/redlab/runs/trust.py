@@ -104,7 +104,10 @@ def stored_words(path: Path, words: Sequence[Any], allow: Collection[str] = ()) 
         refused = ConfigError(f"{path} holds {word!r}, which a file may not say; type it again if you want it.")
         if not isinstance(word, str) or word.startswith("-"):  # an option of Hydra, some of which read a pickle
             raise refused
-        (override,) = parse([word])
+        try:
+            (override,) = parse([word])
+        except ConfigError as error:
+            raise ConfigError(f"{path} holds {word!r}: {error}") from error
         key, value = str(override.key_or_group), None if override.is_delete() else override.value()
         places = re.split("[./]", f"{key}.{override.package}")
         added = "logger" in places and word.startswith("+")  # csv writes where it is told to, and nowhere else

@@ -89,8 +89,8 @@ def resume_arguments(argv: list[str]) -> list[str]:
 
     typed = {_key(word): word for word in argv if word not in (*resume, *allow, *flags)}
     # without resolving, since a word may hold an interpolation
-    held = asked(folder).words if flags else OmegaConf.to_container(OmegaConf.load(stored), resolve=False)
-    held = [word for word in held or () if not (isinstance(word, str) and _key(word) in typed)]
+    held = asked(folder).words if flags else _held(stored, list)
+    held = [word for word in held if not (isinstance(word, str) and _key(word) in typed)]
     names = [name for word in parse(allow) for name in names_in(word.value())]
     if flags:
         of_hydra = [word for word in held if isinstance(word, str) and word.startswith("hydra.")]
@@ -112,13 +112,30 @@ def plain_word(word: str) -> str:
 _HYDRA_OPTIONS = [f"--{name}" for name in ("config-path", "config-name", "config-dir", "package", "cfg", "info")]
 
 
+def _held(path: Path, kind: type) -> Any:
+    """What a file of a run folder holds, without resolving, since a word may hold an interpolation.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    try:
+        held = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except Exception as error:  # YAML has errors of its own, and a strange file can raise anything
+        raise ConfigError(
+            f"{path} cannot be read: give the words of the run again, with hydra.run.dir=<folder>."
+        ) from error
+    if not isinstance(held, kind):
+        raise ConfigError(f"{path} is damaged: give the words of the run again, with hydra.run.dir=<folder>.")
+    return held
+
+
 def _absolute_paths(folder: Path, words: Mapping[str, str], typed: Mapping[str, str]) -> dict[str, str]:
     """The paths of a run to be resumed, which may have been relative to another folder than this."""
     from redlab.runs.trust import stored_words
 
     config = folder / "config.yaml"
     # without resolving: a run writes values, and what a file asks the environment for is refused
-    plain = OmegaConf.to_container(OmegaConf.load(config), resolve=False) if config.is_file() else {}
+    plain = _held(config, dict) if config.is_file() and config.stat().st_size else {}
     keys = ["victim_root", "bank_root", *([] if "data" in typed else ["data.root"])]
     keys += [key for key in words if key.endswith(".weights") or key in ("bank", "init")]
     found = {key: value for key, value in leaves(plain) if key in keys and isinstance(value, str)}
