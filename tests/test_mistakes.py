@@ -18,6 +18,7 @@ from PIL import Image
 import redlab.data
 from redlab.runs import cli, lab
 from redlab.runs import train as training
+from redlab.runs.blame import sentence
 from redlab.runs.check import ConfigError
 from redlab.runs.config import compose, conf_dir, finalise, override_stored, parse
 from redlab.runs.dry import rehearse
@@ -73,7 +74,7 @@ def refused(function, words):
     """The sentence that a user reads."""
     with pytest.raises((ValueError, OSError)) as caught:
         function(words)
-    return cli._sentence(caught.value, words)
+    return sentence(caught.value, words)
 
 
 def is_a_good_sentence(said, word, says):
@@ -160,7 +161,7 @@ MISTAKES = [
     (["experiment=null"], "~experiment"),
     (["name=${nope}"], "refers to the key 'nope', which there is not: give a value"),
     (["name=${oc.env:NO_SUCH_VARIABLE}"], "give a value"),
-    (["hydra/launcher=submitit_local"], "pip install hydra-submitit-launcher"),
+    (["hydra/launcher=ray"], "pip install hydra-ray-launcher"),
 ]  # fmt: skip
 # more of the same kinds
 REPEATED = [
@@ -229,7 +230,7 @@ REPEATED = [
     (["trainer.num_nodes=0"], "must be a positive integer"),
     (["~trainer"], "The config has no trainer"),
     (["trainer.max_epoch=3"], "Did you mean 'trainer.max_epochs'?"),
-    (["hydra/sweeper=optuna"], "pip install hydra-optuna-sweeper"),
+    (["hydra/sweeper=nevergrad"], "pip install hydra-nevergrad-sweeper"),
 ]  # fmt: skip
 
 
@@ -431,9 +432,9 @@ def call(monkeypatch, capsys):
 def test_a_dry_run_launches_nothing(call):
     code, out, err = call(cli.train, "hydra/launcher=basic", "-m", "seed=0", "--dry-run")
     assert (code, err, out.count("All is well")) == (0, "", 1)
-    code, _, err = call(cli.train, "hydra/launcher=submitit_local", "-m", "seed=0", "--dry-run")
+    code, _, err = call(cli.train, "hydra/launcher=ray", "-m", "seed=0", "--dry-run")
     assert code == 1
-    assert "pip install hydra-submitit-launcher" in err
+    assert "pip install hydra-ray-launcher" in err
 
 
 def test_a_dry_run_says_what_would_be_run(call):

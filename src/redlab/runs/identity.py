@@ -142,6 +142,7 @@ def run_facts(cfg: DictConfig, content: Content, victims: Mapping[str, str]) -> 
     facts |= {key: value for key, value in leaves(plain["method"], "method") if key.split(".")[-1] not in _NOTED}
     facts |= _attacks(plain, content, victims)
     facts |= {f"trainer.{key}": trainer.get(key) for key in _TRAINER}
+    facts["trainer.sync_batchnorm"] = trainer.get("sync_batchnorm") or None  # which runs of before did not say
     facts["trainer.devices x trainer.num_nodes"] = _processes(trainer)
     # the epochs that are crafted; the rest of what is in a bank is decided by what counts already
     facts["bank_epochs"] = None if plain.get("bank") is None else bank_epochs(plain)

@@ -89,8 +89,8 @@ def make_trainer(
     # Lightning's own would go to a log that nobody reads
     summary = [RichModelSummary()] if cfg.trainer.enable_model_summary and not described else []
     rest = {key: value for key, value in as_plain(cfg.trainer).items() if key not in ("callbacks", "profiler")}
-    if rest["accelerator"] == "cpu" or not torch.cuda.is_available():
-        rest.pop("sync_batchnorm", None)  # torch has it for GPUs only
+    on_gpu = rest["accelerator"] != "cpu" and torch.cuda.is_available()
+    rest["sync_batchnorm"] = on_gpu and bool(rest.get("sync_batchnorm"))  # torch has it for GPUs only
     if testing:
         rest["enable_checkpointing"] = False
     if method is not None and not method.automatic_optimization:
