@@ -143,6 +143,8 @@ def test_what_is_typed_on_a_resume_counts(call, trained, tmp_path):
     trained.jobs = []
     assert call(cli.train, "-m", "resume=sweep", "seed=5,6")[0] == 0
     assert [(seed, method) for seed, method, _ in trained.jobs] == [(5, "do"), (6, "do"), (5, "ds"), (6, "ds")]
+    assert call(cli.train, "-m", "resume=sweep", "seed=5,6", "method=ds")[0] == 0
+    assert [row["folder"] for row in rows_of(tmp_path / "sweep")] == ["0_seed-5", "1_seed-6"]  # none of before
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,9 @@ def begin(folder: Path, words: Sequence[str], *, total: int | None, command: str
     if first_process():
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(OmegaConf.create({"command": command, "words": list(words), "jobs": total}), folder / ASKED)
+        for job in jobs_of(folder):
+            if total is not None and job.number >= total:  # of a larger sweep that was here before
+                (folder / _JOBS / f"{job.number}.json").unlink()
 
 
 # ---- what is asked --------------------------------------------------------------------------------------------------
