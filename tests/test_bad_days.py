@@ -36,7 +36,8 @@ def equal(left, right):
 # ---- a full disk ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("how", ["OSError", "RuntimeError"])  # as the system says it, and as torch does
+# as the system says it, and as torch does
+@pytest.mark.parametrize("how", ["OSError", pytest.param("RuntimeError", marks=pytest.mark.slow)])
 def test_a_full_disk_leaves_the_checkpoint_before(train, tmp_path, monkeypatch, how):
     whole = train("trainer.max_epochs=2", out="whole")
     plain, count = torch.save, [0]
@@ -61,6 +62,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(train, tmp_path, monkeypatch, 
     assert equal(weights(tmp_path / "run"), weights(tmp_path / "whole"))
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_at_the_end_costs_no_number_and_no_training(train, tmp_path, monkeypatch, capsys):
     plain = Samples.save
 
@@ -91,6 +93,7 @@ def cut(path):
     path.write_bytes(path.read_bytes()[: max(path.stat().st_size // 2, 1)])
 
 
+@pytest.mark.slow
 def test_a_damaged_file_of_a_bank_is_made_again(train, tmp_path, capsys):
     words = ["bank=auto", f"bank_root={tmp_path}/banks"]
     whole = train(*words, out="whole")
@@ -108,6 +111,7 @@ def test_a_damaged_file_of_a_bank_is_made_again(train, tmp_path, capsys):
     assert {path: path.read_bytes() for path in files} == before
 
 
+@pytest.mark.slow
 def test_a_damaged_victim_that_was_trained_here_is_trained_again(train, tmp_path, capsys):
     words = [f"victim_root={tmp_path}/victims"]
     whole = train(*words, out="whole")
@@ -118,6 +122,7 @@ def test_a_damaged_victim_that_was_trained_here_is_trained_again(train, tmp_path
     assert "itistrainedagain" in "".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.slow
 def test_damaged_numbers_are_measured_again(train, tmp_path):
     whole, path = train(), tmp_path / "run" / "metrics.json"
     cut(path)

@@ -100,7 +100,8 @@ def run(tmp_path, victim_root, no_report, monkeypatch):
     return go
 
 
-@pytest.mark.parametrize("method", [pytest.param(m, marks=[] if m == "cdd_red" else pytest.mark.slow) for m in METHODS])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
 def test_what_is_promised_is_there(run, method):
     out, numbers = run(method)
     found, config = read_back(out), OmegaConf.to_container(OmegaConf.load(out / "config.yaml"))

@@ -172,6 +172,7 @@ def test_a_job_that_cannot_be_queued_again_says_so(monkeypatch, capsys):
     assert "Job 17 could not be queued again" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_sigusr2_is_handed_over_when_all_is_saved(tiny, no_report, tmp_path, monkeypatch):
     """As submitit has it, whose handler queues the job again and ends the process."""
     seen = []

@@ -138,6 +138,7 @@ def test_a_sweep_that_is_stopped_says_what_is_left(call, trained, tmp_path):
     assert "To go on with the other 2: redlab train -m resume=sweep" in said
 
 
+@pytest.mark.slow
 def test_what_is_typed_on_a_resume_counts(call, trained, tmp_path):
     call(cli.train, "-m", "method=do,ds", "seed=0", "hydra.sweep.dir=sweep")
     trained.jobs = []
@@ -169,10 +170,10 @@ def test_a_wrong_resume_is_one_sentence(call, tmp_path, words, says):
     [
         "victims.small_cnn._target_=os.getcwd,os.getlogin",
         "data.root=x,${oc.env:HOME}",
-        "--config-dir=/tmp",
+        pytest.param("--config-dir=/tmp", marks=pytest.mark.slow),
         "hydra.launcher.setup=[reboot]",
-        "hydra/launcher=submitit_slurm",
-        "hydra.sweeper.n_trials=choice(1,2)",
+        pytest.param("hydra/launcher=submitit_slurm", marks=pytest.mark.slow),
+        pytest.param("hydra.sweeper.n_trials=choice(1,2)", marks=pytest.mark.slow),
     ],
 )
 def test_a_file_of_a_sweep_may_say_no_more_than_that_of_a_run(call, trained, tmp_path, word):
@@ -196,6 +197,7 @@ def test_words_of_a_sweep_agent_of_wandb(call, trained):
     ],
     ids=lambda words: words[0],
 )
+@pytest.mark.slow
 def test_a_dry_run_of_a_sweep_starts_nothing(call, trained, tmp_path, words, monkeypatch):
     seen = []
     monkeypatch.setattr("redlab.runs.train.dry_run", lambda cfg, out: seen.append((cfg.seed, cfg.method.optimizer.lr)))
@@ -235,6 +237,7 @@ def begun(folder):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(path.stem for path in (conf_dir() / "sweep").glob("*.yaml")))
 def test_how_jobs_are_started_is_no_part_of_them(name):
     assert compose([f"sweep={name}"]) == compose()

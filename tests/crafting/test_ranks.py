@@ -22,10 +22,10 @@ def costs(world, images, steps, seed=0):
     return seconds.view(steps, world, images).sum(2)
 
 
-@pytest.mark.parametrize("world", [2, 8, 64, 1024])
-@pytest.mark.parametrize("images", [16, 64, 128])
-def test_ranks_craft_equally_long_over_an_epoch(world, images):
-    total = costs(world, images, steps=12).sum(0)
+@pytest.mark.parametrize(("world", "steps"), [(2, 96), (8, 24), (64, 12), (1024, 3)])
+@pytest.mark.parametrize("images", [16, 64])
+def test_ranks_craft_equally_long_over_an_epoch(world, steps, images):
+    total = costs(world, images, steps).sum(0)
     assert total.max() / total.mean() <= 1.05
 
 
