@@ -36,7 +36,7 @@ NOT_HERE = {
     "srun": "needs a SLURM cluster",
     "python train.py trainer=ddp trainer.devices=8": "needs eight devices",
     "python evaluate.py run=...": "a pattern; README has one that runs",
-    "python train.py -m method=do,ds,cdd_red": "nine runs; test_sweeps.py has two by two",
+    "python train.py -m method=do,ds seed": "README has one that runs",
     "python train.py -m sweep=": "two processes of a launcher; test_sweeps.py has each, but for SLURM",
     "python train.py -m resume=": "needs a sweep; see test_sweeps.py",
     "python evaluate.py -m run=": "needs two runs; see test_sweeps.py",
