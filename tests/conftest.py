@@ -108,6 +108,25 @@ def finished_run(tmp_path_factory, tiny):
 
 
 @pytest.fixture
+def call(tmp_path, monkeypatch, capsys):
+    """Runs a command in this process and an empty folder; gives exit code, and what was printed and said of errors."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(command, *words):
+        GlobalHydra.instance().clear()
+        monkeypatch.setattr(sys, "argv", [f"{command.__name__}.py", *map(str, words)])
+        capsys.readouterr()
+        try:
+            code = command()
+        except SystemExit as stopped:
+            code = stopped.code
+        said = capsys.readouterr()
+        return code, " ".join(said.out.split()), said.err
+
+    return run
+
+
+@pytest.fixture
 def clean_env():
     """The environment for a process started by a test: one thread, no rank of a job that pytest may run in."""
     keep = {k: v for k, v in os.environ.items() if not k.startswith((*RANK_VARIABLES, "MASTER_", "TORCHELASTIC_"))}

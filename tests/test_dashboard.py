@@ -3,6 +3,7 @@
 import json
 import struct
 import time
+from types import SimpleNamespace
 
 import pytest
 from lightning.pytorch.loggers import WandbLogger
@@ -10,6 +11,7 @@ from omegaconf import OmegaConf
 from wandb.proto import wandb_internal_pb2
 
 from faults.kill import METHODS as ALL
+from redlab.runs import monitors
 from redlab.runs import train as training
 from redlab.runs.config import compose, finalise
 from redlab.runs.dashboard import FRONT, Dashboard
@@ -182,3 +184,22 @@ def test_the_front_row_is_what_is_asked_for():
     board = Dashboard(monitor="val/psnr")
     assert all(map(board.in_front, ["train/anything", "lr-Adam", "epoch", "val/d", "test/auroc", "val/psnr"]))
     assert not any(map(board.in_front, ["val/cosine", "test/psnr", "val/d/pgd", "test/d/pgd/lenet"]))
+
+
+def test_the_pace_of_an_epoch(monkeypatch):
+    """Three steps of 1 s that are crafted for 3 s each: by hand, on two ranks, without the validation between."""
+    clock, logged = [0.0], {}
+    monkeypatch.setattr(monitors.time, "perf_counter", lambda: clock[0])
+    trainer = SimpleNamespace(world_size=2)
+    module = SimpleNamespace(log_dict=lambda found, **_: logged.update(found))
+    pace = monitors.Pace()
+    pace.on_train_epoch_start(trainer, module)
+    for step in range(3):
+        clock[0] += 3
+        pace.on_train_batch_start(trainer, module, range(8), step)
+        clock[0] += 1
+        pace.on_train_batch_end(trainer, module, None, range(8), step)
+        clock[0] += 100 * (step == 1)
+        pace.on_validation_end(trainer, module)
+    pace.on_train_epoch_end(trainer, module)
+    assert logged == {"speed/images_per_second": 2 * 24 / 12, "speed/crafting_share": 0.75}

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from redlab.runs import cli, folders
@@ -19,22 +18,6 @@ from redlab.runs.words import resume_arguments, with_paths
 
 TRAIN = str(Path(__file__).parents[1] / "train.py")
 EVALUATE = str(Path(__file__).parents[1] / "evaluate.py")
-
-
-@pytest.fixture
-def call(tmp_path, monkeypatch, capsys):
-    """Runs a command in this process and an empty folder; gives exit code and what was said."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(command, *words):
-        GlobalHydra.instance().clear()
-        monkeypatch.setattr(sys, "argv", [f"{command.__name__}.py", *map(str, words)])
-        capsys.readouterr()
-        code = command()
-        said = capsys.readouterr()
-        return code, " ".join(said.out.split()), said.err
-
-    return run
 
 
 @pytest.fixture

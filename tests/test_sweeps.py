@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
@@ -22,25 +21,6 @@ from redlab.runs.summary import summarise
 from redlab.runs.sweeps import DONE, FAILED, Asked, Job
 
 TRAIN = str(Path(__file__).parents[1] / "train.py")
-
-
-@pytest.fixture
-def call(tmp_path, monkeypatch, capsys):
-    """Runs a command in this process and an empty folder; gives exit code, and what was printed and said of errors."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(command, *words):
-        GlobalHydra.instance().clear()
-        monkeypatch.setattr(sys, "argv", [f"{command.__name__}.py", *map(str, words)])
-        capsys.readouterr()
-        try:
-            code = command()
-        except SystemExit as stopped:
-            code = stopped.code
-        said = capsys.readouterr()
-        return code, " ".join(said.out.split()), said.err
-
-    return run
 
 
 @pytest.fixture
@@ -125,6 +105,10 @@ def test_a_sweep_with_a_failing_job_goes_on_with_what_is_left(call, trained, tmp
     assert [name for *_, name in trained.jobs] == ["0_seed-0", "1_seed-1", "2_seed-2"]  # in the same folders
     assert {r["ended"] for r in rows_of(tmp_path / "sweep")} == {"done"}
     assert "3 of 3 jobs are done" in said
+
+    trained.fails = {0: ConfigError("seed 0 is bad now.")}
+    assert call(cli.train, "-m", "resume=sweep")[0] == 1
+    assert [r["test/d"] for r in rows_of(tmp_path / "sweep")] == ["", "11", "12"]  # none of a time before
 
 
 def test_a_sweep_that_is_stopped_says_what_is_left(call, trained, tmp_path):

@@ -6,7 +6,7 @@ A scenario is a command and what it leaves: a training of one method on one or t
 sweep, a study. It runs once untouched. Then, for each kill, it runs in an empty folder until a moment drawn between its
 first sign of life and its end, when one of its processes gets SIGTERM or SIGKILL. All must be over within a minute. The
 same words, or ``resume``, must then end well: on one process with the very bits of the untouched run (weights and
-numbers), on two with numbers that differ by rounding alone.
+numbers), on two, where sums have another order, within a loose tolerance.
 """
 
 from __future__ import annotations

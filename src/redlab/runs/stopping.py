@@ -80,7 +80,8 @@ class StopOnSignal(Callback):
 
     def __exit__(self, *raised: object) -> None:
         for signum, handler in self._before.items():
-            signal.signal(signum, handler)
+            if handler is not None:  # one that was not set by Python cannot be put back
+                signal.signal(signum, handler)
 
     def _listen(self, trainer: L.Trainer | None = None) -> None:
         self.trainer = trainer

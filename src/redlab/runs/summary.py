@@ -36,7 +36,8 @@ def summarise(folder: Path, jobs: Sequence[Job], question: Asked) -> Path:
     Returns:
         The path of ``sweep.html``.
     """
-    _write_csv(folder / "sweep.csv", jobs, [_numbers(folder / job.folder) for job in jobs])
+    # what lies in the folder of a job that did not end well is of a time before
+    _write_csv(folder / "sweep.csv", jobs, [_numbers(folder / job.folder) if job.ended == DONE else {} for job in jobs])
     done = [job for job in jobs if job.ended == DONE]
     groups = _groups(folder, jobs)
     if question.total is None:  # a search: the best first

@@ -57,7 +57,7 @@ class BeginSweep(Callback):
     """Hydra calls it once per sweep: what was asked is written, so that a sweep that was cut off can go on."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Writes ``sweep.yaml``; a sweep that goes on keeps its own."""
+        """Writes ``sweep.yaml``, also of a sweep that goes on, which may have been given other words."""
         words = list(config.hydra.overrides.task)
         grid = str(config.hydra.sweeper._target_).endswith("BasicSweeper")
         total = len(grid_of(words)) if grid else None
