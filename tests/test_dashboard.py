@@ -1,16 +1,24 @@
 """What wandb is told, read back from the file of an offline run."""
 
+import csv
 import json
 import struct
 import time
+from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from lightning.pytorch.loggers import WandbLogger
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from omegaconf import OmegaConf
+from torch import nn
+from torch.utils.data import DataLoader
 from wandb.proto import wandb_internal_pb2
 
 from faults.kill import METHODS as ALL
+from redlab.methods import Method
 from redlab.runs import monitors
 from redlab.runs import train as training
 from redlab.runs.config import compose, finalise
@@ -20,7 +28,6 @@ from redlab.runs.loggers import make_loggers
 PLAIN = ["trainer.enable_progress_bar=false", "trainer.log_every_n_steps=1", "data.limit_train=64", "data.limit_val=24"]
 PLAIN += ["data.limit_test=16", "data.batch_size=32", "trainer.max_epochs=2", "victim_training.max_epochs=1"]
 PLAIN += ["victim_training.limit_train=96", "logger=wandb"]
-METHODS = {name: ALL[name] for name in ("cdd_red", "classifier", "redrl", "attunet_gan", "add_defense", "gred")}
 BLOCK = 32768  # of the file's format, a log of records that a block may cut
 
 
@@ -95,7 +102,7 @@ def run(tmp_path, victim_root, no_report, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def go(method, *words, out="run"):
-        given = [*PLAIN, f"method={method}", *METHODS[method], f"victim_root={victim_root}", *words]
+        given = [*PLAIN, f"method={method}", *ALL[method], f"victim_root={victim_root}", *words]
         numbers = training.train(finalise(compose(given)), tmp_path / out)
         return tmp_path / out, numbers
 
@@ -103,7 +110,7 @@ def run(tmp_path, victim_root, no_report, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ALL)
 def test_what_is_promised_is_there(run, method):
     out, numbers = run(method)
     found, config = read_back(out), OmegaConf.to_container(OmegaConf.load(out / "config.yaml"))
@@ -203,3 +210,60 @@ def test_the_pace_of_an_epoch(monkeypatch):
         pace.on_validation_end(trainer, module)
     pace.on_train_epoch_end(trainer, module)
     assert logged == {"speed/images_per_second": 2 * 24 / 12, "speed/crafting_share": 0.75}
+
+
+@pytest.mark.parametrize("players", [1, 2])
+def test_only_steps_that_a_logger_writes_are_logged(players, tmp_path, monkeypatch):
+    """Lightning's ``log`` is called in every third step alone, and the file is the same as where it always is.
+
+    The norm of the gradients is that of the step in whose row it stands: by hand, from the loss of that step.
+    """
+
+    class Toy(Method):
+        validation_step = None
+
+        def __init__(self, every):
+            several = {"a": partial(torch.optim.SGD, lr=0.1), "b": partial(torch.optim.SGD, lr=0.2)}
+            super().__init__(optimizer=several if players == 2 else several["a"])
+            self.a, self.b, self.every, self.steps = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False), every, 0
+            self.players = {"a": [self.a], "b": [self.b]} if players == 2 else {}
+
+        @property
+        def logs_now(self):
+            return self.every or super().logs_now
+
+        def training_step(self, batch, batch_idx):
+            self.steps += 1
+            loss = self.steps * self.a.weight.sum() + (self.b.weight.sum() if players == 1 else 0)
+            self.log_dict({"train/loss": loss, "train/step": float(self.steps)})
+            if players == 1:
+                return loss
+            self.play("a", loss)
+            return self.play("b", self.b.weight.sum())
+
+    def fit(every, folder):
+        calls = []
+        log = LightningModule.log
+        monkeypatch.setattr(
+            LightningModule, "log", lambda self, name, *a, **k: (calls.append(name), log(self, name, *a, **k))[1]
+        )
+        torch.manual_seed(0)
+        logger = CSVLogger(folder)
+        options = {"logger": logger, "log_every_n_steps": 3, "max_epochs": 2, "enable_checkpointing": False}
+        quiet = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu", "devices": 1}
+        trainer = Trainer(callbacks=[monitors.Pace()], default_root_dir=folder, **options, **quiet)
+        trainer.fit(Toy(every), DataLoader(torch.zeros(4), batch_size=1))
+        monkeypatch.setattr(LightningModule, "log", log)
+        with (Path(logger.log_dir) / "metrics.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        kept = [{k: v for k, v in row.items() if not k.startswith("speed/")} for row in rows if row["train/loss"]]
+        return calls.count("train/loss"), kept
+
+    few, rows = fit(False, tmp_path / "few")
+    many, other = fit(True, tmp_path / "many")
+    assert (few, many) == (2, 8)
+    assert rows == other
+    assert [float(row["train/step"]) for row in rows] == [3, 6]
+    key = "train/grad_norm_a" if players == 2 else "train/grad_norm"
+    for row in rows:  # the gradient of s * a (+ b) is s (and 1)
+        assert float(row[key]) == pytest.approx((float(row["train/step"]) ** 2 + (players == 1)) ** 0.5)

@@ -1,8 +1,10 @@
 """Two processes on the CPU, started as a user starts them."""
 
+import csv
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -46,10 +48,10 @@ def start(clean_env, tmp_path):
     """Starts a command in an empty folder, and sees to it that nothing of it outlives the test."""
     started = []
 
-    def begin(*words):
-        log = (tmp_path / "said.txt").open("w")
+    def begin(*words, **env):
+        log = (tmp_path / "said.txt").open("a")
         process = subprocess.Popen(
-            [sys.executable, *words], env=clean_env, cwd=tmp_path, stdout=log, stderr=subprocess.STDOUT
+            [sys.executable, *words], env=clean_env | env, cwd=tmp_path, stdout=log, stderr=subprocess.STDOUT
         )
         log.close()
         started.append(process)
@@ -78,22 +80,63 @@ def end(tmp_path):
 
 
 def test_a_sweep_of_two_processes_each(start, end, tiny, tmp_path):
-    """One folder per job, the right seeds in them, and nobody else's."""
-    process = start(TRAIN, "-m", *tiny, *DDP, "seed=0,1", "hydra.sweep.dir=sweep")
+    """Two by two jobs: one folder for each, the right words in it, and nobody else's."""
+    process = start(TRAIN, "-m", *tiny, *DDP, "seed=0,1", "method.width=4,6", "hydra.sweep.dir=sweep")
     said = end(process)
     assert process.returncode == 0, said
+    grid = {f"{2 * j + i}_width-{w}_seed-{i}": (i, w) for i in (0, 1) for j, w in enumerate((4, 6))}
     folders = {p.name for p in (tmp_path / "sweep").iterdir() if p.is_dir()}
-    assert folders == {".jobs", "0_seed-0", "1_seed-1"}
+    assert folders == {".jobs", *grid}
     assert not (tmp_path / "outputs").exists()
-    for seed in (0, 1):
-        out = tmp_path / "sweep" / f"{seed}_seed-{seed}"
-        assert OmegaConf.load(out / "config.yaml").seed == seed
+    with (tmp_path / "sweep" / "sweep.csv").open() as file:
+        assert {row["folder"] for row in csv.DictReader(file)} == grid.keys()
+    for name, (seed, width) in grid.items():
+        out = tmp_path / "sweep" / name
+        cfg = OmegaConf.load(out / "config.yaml")
+        assert (cfg.seed, cfg.method.width) == (seed, width)
         best = checkpoints.read_checkpoint(out / "checkpoints" / "best.ckpt")
-        assert best["redlab"]["config"]["seed"] == seed
+        assert (best["redlab"]["config"]["seed"], best["redlab"]["config"]["method"]["width"]) == (seed, width)
         assert best["global_step"] == 4  # batches of 16 over both ranks
         numbers = json.loads((out / "metrics.json").read_text())
         assert numbers["test/count/fgsm"] == 16  # every image once
         assert (out / "report.html").is_file()
+
+
+def test_srun_starts_the_ranks_and_a_job_that_is_queued_again_goes_on(start, end, tiny, tmp_path):
+    """Two processes with the variables that ``srun`` sets; the same job again finds its folder, finished."""
+    slurm = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_JOB_NAME": "redlab"}
+    slurm |= {"SLURM_NODEID": "0", "SLURM_NODELIST": "localhost", "SLURM_JOB_NODELIST": "localhost"}
+    with socket.socket() as free:
+        free.bind(("", 0))
+        slurm["MASTER_PORT"] = str(free.getsockname()[1])
+    words = [*tiny, "mix=attunet", "trainer=slurm", "trainer.accelerator=cpu", "trainer.devices=2"]
+
+    def srun():
+        ranks = [start(TRAIN, *words, **slurm, SLURM_PROCID=str(i), SLURM_LOCALID=str(i)) for i in (0, 1)]
+        said = [end(rank) for rank in ranks][-1]
+        assert [rank.returncode for rank in ranks] == [0, 0], said
+        return said
+
+    srun()
+    assert [path.name for path in (tmp_path / "outputs" / "slurm").iterdir()] == ["7_cdd_red_digits"]
+    out = tmp_path / "outputs" / "slurm" / "7_cdd_red_digits"
+    assert checkpoints.read_checkpoint(out / "checkpoints" / "best.ckpt")["global_step"] == 4  # 16 images over both
+    assert json.loads((out / "metrics.json").read_text())["test/count/fgsm"] == 16  # every image once
+    assert "is finished already" in srun()
+
+
+def test_jobs_of_an_array_that_start_together_have_a_folder_each(start, end, tiny, tmp_path):
+    """Four at once, whose folders are named by the second; each trains the victim that is missing, or waits for it."""
+    shared = [word for word in tiny if not word.startswith("victim_root=")]
+    jobs = [
+        start(TRAIN, *shared, "mix=attunet", f"seed={i}", "victim_training.seed=0", SLURM_ARRAY_TASK_ID=f"{i}")
+        for i in range(4)
+    ]
+    said = [end(job) for job in jobs][-1]
+    assert [job.returncode for job in jobs] == [0] * 4, said
+    folders = [path.parent for path in (tmp_path / "outputs").rglob("metrics.json")]
+    assert sorted(OmegaConf.load(out / "config.yaml").seed for out in folders) == [0, 1, 2, 3]
+    assert all((out / "report.html").is_file() for out in folders)
 
 
 def test_players_in_two_processes_are_those_in_one(start, end, tiny, clean_env, tmp_path):

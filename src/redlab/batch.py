@@ -195,6 +195,24 @@ class Attack(Protocol):
         ...
 
 
+def check_images(x: Tensor) -> None:
+    """Whether a method can be asked about these images.
+
+    Args:
+        x: should be (B, C, H, W) floats in [0, 1].
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if x.ndim != 4 or not x.is_floating_point():
+        hint = "; divide by 255" if x.dtype == torch.uint8 else ""
+        raise ValueError(f"images must be (B, C, H, W) floats in [0, 1], got {x.dtype} {tuple(x.shape)}{hint}")
+    low, high = (float(v) for v in x.detach().aminmax()) if x.numel() else (0.0, 1.0)
+    if not (low >= 0 and high <= 1):  # written so that NaN fails as well
+        hint = "; divide by 255" if low >= 0 and 1 < high <= 255 else ""
+        raise ValueError(f"images must be in [0, 1], got values from {low:g} to {high:g}{hint}")
+
+
 @runtime_checkable
 class Restorer(Protocol):
     """Estimates the clean image. One that clamps has ``estimate(x)`` as well: its answer before that."""

@@ -14,7 +14,16 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from redlab.batch import AttackBatch, Restorer, able, attack_logits, attacked_images, capabilities, estimate
+from redlab.batch import (
+    AttackBatch,
+    Restorer,
+    able,
+    attack_logits,
+    attacked_images,
+    capabilities,
+    check_images,
+    estimate,
+)
 from redlab.evaluation import Evaluator, gathered, probed
 from redlab.methods.examples import Examples, Said
 from redlab.metrics import Samples, numbers
@@ -81,7 +90,6 @@ class Method(LightningModule):
         examples: after a test, a few pairs of every cell with an attack on the victim, and what was said of them, on
             the CPU; see ``Examples``.
         pictures: after a test with a probe, name -> (K, C, H, W), what it showed of the K rows in ``pictured``.
-        pictured: see there.
         known: rows of attacks that need not be tested again, which count in the next test.
         run: of a method from ``redlab.load``, what it was made with: ``config``, ``victims``, ``mix`` and ``data``.
 
@@ -145,6 +153,16 @@ class Method(LightningModule):
             return 0
         total: Any = self._trainer.fit_loop.epoch_loop.batch_progress.total
         return int(total.processed)
+
+    @property
+    def logs_now(self) -> bool:
+        """Whether loggers write the numbers of this step, by ``trainer.log_every_n_steps``; the bar shows these too."""
+        return self._trainer is None or self._trainer._logger_connector.should_update_logs
+
+    def log(self, name: str, value: Any, *args: Any, **how: Any) -> None:
+        """As Lightning's, which takes a millisecond; what no logger would write of a training step is left out."""
+        if self._current_fx_name != "training_step" or how.get("on_epoch") or self.logs_now:
+            super().log(name, value, *args, **how)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """One optimiser over all that is trained, or one for each player.
@@ -311,7 +329,7 @@ class Method(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Logs the numbers of all rows as ``val/...``."""
-        self._log({f"val/{key}": value for key, value in self._numbers(gathered(self._rows)).items()})
+        self._log({f"val/{key}": value for key, value in numbers(gathered(self._rows)).items()})
 
     def on_test_start(self) -> None:
         """Forgets the last test."""
@@ -339,11 +357,7 @@ class Method(LightningModule):
     def finish_test(self) -> None:
         """Joins the rows of the test with those that are known, and reduces them to numbers."""
         self.samples = Samples.cat([gathered(self._rows), *self.known]).sorted()
-        self.numbers = {f"test/{key}": value for key, value in self._numbers(self.samples).items()}
-
-    @staticmethod
-    def _numbers(rows: Samples) -> dict[str, float]:
-        return numbers(rows) if len(rows) else {}
+        self.numbers = {f"test/{key}": value for key, value in numbers(self.samples).items()}
 
     def _log(self, values: Mapping[str, float]) -> None:
         for key, value in values.items():  # already the same on all ranks: sync_dist only says so
@@ -375,26 +389,11 @@ class Method(LightningModule):
         return said
 
     def clamped_estimate(self, x: Tensor) -> Tensor:
-        """``estimate(x)`` as images, for a method's ``restore``: in [0, 1], on the device of ``x``.
+        """``estimate(x)`` as images, for a method's ``restore``: (B, C, H, W) float32 in [0, 1] on the device of ``x``.
 
-        It carries a gradient if ``x`` does; training goes through ``estimate``.
-
-        Args:
-            x: (B, C, H, W) floats in [0, 1], on any device.
-
-        Returns:
-            (B, C, H, W) float32.
-
-        Raises:
-            ValueError: ``x`` is something else.
+        It carries a gradient if ``x`` does; training goes through ``estimate``. ``check_images`` refuses other input.
         """
-        if x.ndim != 4 or not x.is_floating_point():
-            hint = "; divide by 255" if x.dtype == torch.uint8 else ""
-            raise ValueError(f"images must be (B, C, H, W) floats in [0, 1], got {x.dtype} {tuple(x.shape)}{hint}")
-        low, high = (float(v) for v in x.detach().aminmax()) if x.numel() else (0.0, 1.0)
-        if not (low >= 0 and high <= 1):  # written so that NaN fails as well
-            hint = "; divide by 255" if low >= 0 and 1 < high <= 255 else ""
-            raise ValueError(f"images must be in [0, 1], got values from {low:g} to {high:g}{hint}")
+        check_images(x)
         with torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad):
             answer = estimate(cast(Restorer, self), x.to(self.device, torch.float32))
             return answer.float().clamp(0, 1).to(x.device)

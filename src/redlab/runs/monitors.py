@@ -29,7 +29,7 @@ class Pace(Callback):
     """Logs the norm of gradients, images per second, and the share of the time that passes before a step begins.
 
     ``train/grad_norm`` is taken before clipping, with several players of each (``train/grad_norm_<player>``), at every
-    ``trainer.log_every_n_steps``-th batch. ``speed/images_per_second`` counts images of all ranks,
+    ``trainer.log_every_n_steps``-th step. ``speed/images_per_second`` counts images of all ranks,
     ``speed/crafting_share`` what is spent on loading and crafting; both are of an epoch without its validation. On a
     GPU crafting may still be at work when a step begins, so its share there is a lower bound.
     """
@@ -72,7 +72,7 @@ class Pace(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         """Logs the norm."""
-        if not isinstance(pl_module, Method) or pl_module.batches % max(getattr(trainer, "log_every_n_steps", 1), 1):
+        if not isinstance(pl_module, Method) or not pl_module.logs_now:
             return
         place = next((i for i, own in enumerate(trainer.optimizers) if own is optimizer), 0)
         players = list(pl_module.players)

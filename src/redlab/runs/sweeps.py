@@ -121,7 +121,8 @@ def constant(words: Sequence[str]) -> list[str]:
     >>> constant(["seed=0,1", "data=digits", "+x=choice(1,2)"])
     ['data']
     """
-    return [override.key_or_group for override in _parsed(words) if not override.is_sweep_override()]
+    last = {override.key_or_group: override for override in _parsed(words)}  # of a key twice, the last one counts
+    return [key for key, override in last.items() if not override.is_sweep_override()]
 
 
 def job_name(number: int, words: Sequence[str], same: Sequence[str] = ()) -> str:
