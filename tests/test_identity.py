@@ -34,7 +34,7 @@ MOVES = (
     ("judges", {R, E}),
     ("bank_epochs", {}),  # of a config without a bank
     (("bank_batch_size", "bank_root"), {}),
-    (("name", "debug", "victim_root", "save_victims", "choices.*", "logger.*"), {}),
+    (("name", "debug", "compile", "victim_root", "save_victims", "choices.*", "logger.*"), {}),
     # all that a method or a mix says, but no name of a data set, and no path of images
     ("method.data_name", {}),
     ("method.*", {R}),

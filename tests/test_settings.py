@@ -2,12 +2,15 @@
 
 import csv
 import json
+import shutil
 import sys
 import types
 
 import pytest
+import torch
 from lightning.pytorch.callbacks import Callback
 
+from faults.kill import METHODS as ALL
 from redlab.runs import checkpoints, loggers, trainer
 from redlab.runs import train as training
 from redlab.runs.check import ConfigError
@@ -181,3 +184,29 @@ def test_a_report_without_curves_says_so(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "run_report", lambda out, **rest: said.append(rest["summary"]) or out)
     training.train(finalise(compose([*tiny, "mix=attunet", "logger=none"])), tmp_path / "run")
     assert said[0].endswith("No curves: they are those of logger=csv.")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile wants a C++ compiler")
+@pytest.mark.filterwarnings("ignore")  # of torch's compiler
+@pytest.mark.parametrize("method", ["cdd_red", "gred"])
+def test_a_compiled_run_is_the_run(method, victim_root, no_report, tmp_path):
+    """The same weights up to rounding, under the same names; by SGD, since Adam makes steps of gradients that are 0."""
+    given = [
+        f"method={method}",
+        *ALL[method],
+        "optim@method.optimizer=sgd",
+        "data.limit_train=64",
+        "data.limit_test=16",
+    ]
+    given += ["data.batch_size=32", "trainer.max_epochs=1", "trainer.accelerator=cpu", f"victim_root={victim_root}"]
+    given += ["trainer.enable_progress_bar=false", "victim_training.max_epochs=1", "victim_training.limit_train=96"]
+    left = []
+    for switch in ("false", "true"):
+        before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+        training.train(finalise(compose([*given, f"compile={switch}"])), tmp_path / switch)
+        assert (torch._dynamo.utils.counters["stats"]["unique_graphs"] > before) == (switch == "true")
+        left.append(checkpoints.read_checkpoint(tmp_path / switch / "checkpoints" / "last.ckpt")["state_dict"])
+    assert left[0].keys() == left[1].keys()
+    for key, value in left[0].items():
+        torch.testing.assert_close(left[1][key], value, rtol=1e-3, atol=1e-4)

@@ -60,7 +60,7 @@ from redlab.runs.loading import check_hashes, load_weights, start_from, trained_
 from redlab.runs.loggers import close, make_loggers
 from redlab.runs.monitors import monitors
 from redlab.runs.stopping import StopOnSignal, Stopped, handing_over
-from redlab.runs.trainer import make_trainer
+from redlab.runs.trainer import compile_networks, make_trainer
 from redlab.runs.trust import stored_config
 
 
@@ -111,6 +111,8 @@ def _train(cfg: DictConfig, out: Path, stop: StopOnSignal) -> dict[str, float]:
     data.bank = open_bank(cfg, data)
     if cfg.bank == "build":
         return {}
+    if cfg.compile:
+        compile_networks(method)
     checkpoints = out / "checkpoints"
     best = RunCheckpoint(
         checkpoints, "best", monitor=method.monitor, mode=method.monitor_mode, enable_version_counter=False

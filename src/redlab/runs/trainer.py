@@ -19,6 +19,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
 from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig
+from torch import nn
 
 from redlab.methods import Method
 from redlab.runs.check import ConfigError
@@ -109,6 +110,18 @@ def make_trainer(
     if method is not None and method.unused_parameters and isinstance(trainer.strategy, DDPStrategy):
         trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
     return trainer
+
+
+def compile_networks(method: Method) -> None:
+    """Has torch compile each network of a method that is trained, in place: names and weights stay as they are.
+
+    Not the frozen ones nor the victims: attacks and input gradients differentiate them twice, which torch cannot do of
+    what it has compiled.
+    """
+    for name, child in method.named_children():
+        if name not in method.frozen:
+            for network in child.values() if isinstance(child, nn.ModuleDict) else [child]:
+                network.compile()
 
 
 def _check_players(cfg: DictConfig) -> None:
