@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "redlab"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = ["extras", "spelling", "provenance", "rng", "precision", "batch", "nn", "victims", "attacks", "crafting"]
-LAYERS += ["metrics", "report", "evaluation", "notebook", "probes", "data", "methods", "studies", "runs"]
+LAYERS += ["metrics", "report", "evaluation", "notebook", "probes", "data", "methods", "diagnosis", "studies", "runs"]
 # the layers that each layer may import at most, besides itself and the package's own version
 ALLOWED = {
     "extras": set(),
@@ -32,13 +32,14 @@ ALLOWED = {
     "probes": {"rng", "precision", "batch", "attacks", "metrics", "victims", "evaluation"},
     "data": {"rng", "batch", "attacks", "crafting", "evaluation"},
     "methods": {"rng", "batch", "nn", "metrics", "evaluation", "victims"},
+    "diagnosis": {"precision", "batch", "victims", "evaluation", "probes"},
     "studies": {
         *("spelling", "provenance", "batch", "attacks", "crafting", "metrics", "report", "probes"),
         *("victims", "methods"),  # to count their parameters
     },
     "runs": {
         *("provenance", "batch", "metrics", "victims", "attacks", "crafting", "report", "evaluation", "probes"),
-        *("data", "methods", "studies", "extras", "spelling"),
+        *("data", "methods", "studies", "extras", "spelling", "diagnosis"),
     },
 }
 # and the files of runs/, of which each imports from those before it
@@ -51,10 +52,14 @@ RUNS += [
     "build",
     "checkpoints",
     "loading",
+    "pretrained",
+    "examiners",
+    "diagnose",
     "dry",
     "banks",
     "evaluations",
     "train",
+    "demo",
     "summary",
     "lab",
     "cli",

@@ -9,7 +9,9 @@ if TYPE_CHECKING:
     from redlab import attacks, data, methods, metrics, studies, victims
     from redlab.crafting import AttackMix, Component
     from redlab.notebook import evaluate
+    from redlab.runs.examiners import diagnose
     from redlab.runs.loading import load
+    from redlab.runs.pretrained import save_pretrained
 
 __version__ = "0.1.0"
 __all__ = [
@@ -18,16 +20,19 @@ __all__ = [
     "__version__",
     "attacks",
     "data",
+    "diagnose",
     "evaluate",
     "load",
     "methods",
     "metrics",
+    "save_pretrained",
     "studies",
     "victims",
 ]
 
 _FROM = {"AttackMix": "redlab.crafting", "Component": "redlab.crafting"}
 _FROM |= {"evaluate": "redlab.notebook", "load": "redlab.runs.loading"}
+_FROM |= {"diagnose": "redlab.runs.examiners", "save_pretrained": "redlab.runs.pretrained"}
 
 
 def __dir__() -> list[str]:

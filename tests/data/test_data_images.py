@@ -13,6 +13,7 @@ from PIL import Image
 
 from redlab.batch import Key
 from redlab.data import FolderSource
+from redlab.data.images import network_input
 
 SIZE = 8
 RNG = np.random.default_rng(0)
@@ -322,3 +323,57 @@ def test_an_elongated_image_is_named(tmp_path):
     (tmp_path / "cat" / "x.png").write_bytes(png(np.zeros((20_000, 1), np.uint8)))
     with pytest.raises(ValueError, match=r"x\.png: 1x20000 is too elongated to be resized to 224 pixels across"):
         FolderSource(tmp_path, image_size=224).__getitems__([Key(0, 0, True)])
+
+
+def picture(folder, size, name="x.png", grey=True, **options):
+    """A file of smooth random pixels."""
+    shape = (size[1], size[0]) if grey else (size[1], size[0], 3)
+    pixels = np.random.default_rng(1).integers(0, 256, shape, np.uint8)
+    Image.fromarray(pixels).save(folder / name, **options)
+    return pixels
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_what_has_the_networks_size_is_taken_as_it_is(tmp_path, channels):
+    pixels = picture(tmp_path, (8, 8))
+    x, note = network_input(tmp_path / "x.png", channels=channels, size=8)
+    assert note == ""
+    assert torch.equal(x, torch.from_numpy(np.stack([pixels] * channels)).float() / 255)
+
+
+def test_another_size_becomes_what_a_run_would_train_on(tmp_path):
+    (tmp_path / "cat").mkdir()
+    picture(tmp_path / "cat", (33, 31), grey=False)
+    x, note = network_input(tmp_path / "cat" / "x.png", channels=3, size=8)
+    source = FolderSource(tmp_path, image_size=8, channels=3)
+    assert torch.equal(x, source.__getitems__([Key(0, 0, True)]).image[0].float() / 255)
+    assert note == "resized from 33x31"
+
+
+@pytest.mark.parametrize(
+    ("size", "grey", "channels", "says"),
+    [
+        ((9, 8), True, 1, "9x8 is not square: crop it"),
+        ((65, 65), True, 1, "over 8 times the network's 8x8"),
+        ((3, 3), True, 1, "under 1/2 of the network's 8x8"),
+        ((8, 8), False, 1, "it has colours"),
+    ],
+)
+def test_what_would_say_nothing_is_refused(tmp_path, size, grey, channels, says):
+    picture(tmp_path, size, grey=grey)
+    with pytest.raises(ValueError, match=says) as error:
+        network_input(tmp_path / "x.png", channels=channels, size=8)
+    assert str(error.value).startswith(f"{tmp_path / 'x.png'}: ")
+
+
+@pytest.mark.parametrize("size", [(64, 64), (4, 4), (11, 10)])
+def test_what_is_just_within_is_not(tmp_path, size):
+    picture(tmp_path, size)
+    assert network_input(tmp_path / "x.png", channels=1, size=8)[0].shape == (1, 8, 8)
+
+
+def test_a_jpeg_of_a_grey_image_has_no_colours(tmp_path):
+    grey = np.random.default_rng(2).integers(0, 256, (8, 8), np.uint8)
+    for name, quality in (("a.jpg", 95), ("b.jpg", 30)):
+        Image.fromarray(np.stack([grey] * 3, axis=2)).save(tmp_path / name, quality=quality)
+        network_input(tmp_path / name, channels=1, size=8)

@@ -14,7 +14,7 @@ from redlab.batch import capabilities
 from redlab.crafting.defended import surface
 from redlab.methods import GRED, Rectifier
 from redlab.methods.gred import LEAST, Scale, entropy, input_sensitivity, overwritten, saliency, suspects
-from redlab.metrics import Samples
+from redlab.metrics import Samples, numbers
 from redlab.victims import ImageClassifier
 
 ADAM = partial(torch.optim.Adam, lr=1e-3)
@@ -309,7 +309,7 @@ def test_the_best_checkpoint_is_that_of_the_threshold_and_not_of_the_area():
     for what, shift in (("early", -15.0), ("late", 0.0)):
         scores = [shift - 3, shift - 2, shift + 2, shift + 3]
         rows = Samples(kinds | {"score_gred": scores, "alarm": [float(score > 0) for score in scores]}, names)
-        found[what] = {f"val/{key}": value for key, value in method._numbers(rows).items()}
+        found[what] = {f"val/{key}": value for key, value in numbers(rows).items()}
     assert found["early"]["val/auroc"] == found["late"]["val/auroc"] == 1
     assert found["early"][method.monitor] == 0.5
     assert found["late"][method.monitor] == 1

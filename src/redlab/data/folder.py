@@ -18,7 +18,7 @@ from rich.progress import track
 from torch import Tensor
 
 from redlab.batch import Key, RawBatch
-from redlab.data.images import SUFFIXES, read_image
+from redlab.data.images import SUFFIXES, fitted, read_image
 from redlab.data.loader import raw_batch
 
 _T = TypeVar("_T")
@@ -66,7 +66,7 @@ class FolderSource:
             raise FileNotFoundError(f"{root} holds no class folder: {_LAYOUT}.")
         self.samples: list[tuple[str, int]] = []
         for label, name in enumerate(self.classes):
-            paths = _image_files(self.root / name)
+            paths = image_files(self.root / name)
             if not paths:
                 raise FileNotFoundError(
                     f"{self.root / name} is a class without images: put some into it, or remove it."
@@ -106,11 +106,7 @@ class FolderSource:
         return self._fingerprint
 
     def _decode(self, path: str) -> Tensor:
-        from torchvision.transforms import functional as TF
-
-        resized = TF.center_crop(TF.resize(self._read(path), self.image_size), [self.image_size, self.image_size])
-        pixels: Tensor = TF.pil_to_tensor(resized)
-        return pixels
+        return fitted(self._read(path), self.image_size)
 
     def _read(self, path: str, verify: bool = False) -> Image.Image:
         image = read_image(path, channels=self.channels, verify=verify)
@@ -173,7 +169,7 @@ def _counts(name: str) -> bool:
     return not name.startswith(".") and name not in _NOT_CLASSES
 
 
-def _image_files(folder: Path) -> list[str]:
+def image_files(folder: Path) -> list[str]:
     """The image files below a folder, links followed, in the order of torchvision's ``ImageFolder``."""
     found = []
     for place, inner, names in os.walk(folder, followlinks=True):

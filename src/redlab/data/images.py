@@ -11,6 +11,7 @@ from typing import IO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
 
 # How image files are named. What of them cannot be read is refused, not left out: no class is smaller than its folder.
 SUFFIXES = {".apng", ".avif", ".bmp", ".dib", ".dng", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jpeg"}
@@ -19,6 +20,7 @@ SUFFIXES |= {".jpg", ".jxl", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".t
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
 _TRANSPARENT = "parts of it are transparent: save it on the background that is meant"
+_MOST, _MOST_ENLARGED, _GREY = 8, 2, 12  # `network_input`; a JPEG of a grey image may have a few levels of colour
 _EIGHT_BITS = ("1", "L", "P", "RGB", "CMYK", *_ALPHA)
 
 
@@ -54,6 +56,59 @@ def read_image(path: str | PathLike[str], *, channels: int, verify: bool = False
         raise _unreadable(path, error.strerror or str(error)) from error
     except Exception as error:  # on damaged files Pillow raises many types: SyntaxError, struct.error, IndexError, ...
         raise _unreadable(path, str(error) or type(error).__name__) from error
+
+
+def fitted(image: Image.Image, size: int) -> Tensor:
+    """The shorter side resized (bilinear, antialiased) and the centre cut out: (C, size, size) uint8."""
+    from torchvision.transforms import functional as TF
+
+    pixels: Tensor = TF.pil_to_tensor(TF.center_crop(TF.resize(image, size), [size, size]))
+    return pixels
+
+
+def network_input(path: str | PathLike[str], *, channels: int, size: int) -> tuple[Tensor, str]:
+    """One image file as a network takes it, where that leaves of it what an attack could have changed.
+
+    What has another size is resized as in `fitted`. Refused is what the network would not see: an image that is a tenth
+    longer than wide or more, one of more than `_MOST` pixels to one of the network's along a side, one that would have
+    to be enlarged more than `_MOST_ENLARGED` times, and colours where the network takes grey.
+
+    Args:
+        path: the file, see `read_image`.
+        channels: of the network, 1 or 3.
+        size: height and width of its images.
+
+    Returns:
+        (C, size, size) float32 in [0, 1], and what was done to the image; nothing where it has the size already.
+
+    Raises:
+        ValueError: the file cannot be read, or is refused; the message names it, says why, and what to do.
+    """
+    image = read_image(path, channels=3)
+    wide, high = image.size
+    short, long = min(image.size), max(image.size)
+    if channels == 1 and (spread := _colour(image)) > _GREY:
+        raise ValueError(f"{path}: it has colours (channels differ by {spread}/255), and the network takes grey images")
+    if long > 1.1 * short:
+        raise ValueError(f"{path}: {wide}x{high} is not square: crop it to what the network is to see")
+    if short > _MOST * size:
+        raise ValueError(
+            f"{path}: {wide}x{high} is over {_MOST} times the network's {size}x{size}: what an attack did to pixels "
+            "would be averaged away; crop it, or give the image that the network was shown"
+        )
+    if short * _MOST_ENLARGED < size:
+        raise ValueError(
+            f"{path}: {wide}x{high} is under 1/{_MOST_ENLARGED} of the network's {size}x{size}: most of its pixels "
+            "would be made up; give the image that the network was shown"
+        )
+    pixels = fitted(image if channels == 3 else image.convert("L"), size).float() / 255
+    return pixels, "" if (wide, high) == (size, size) else f"resized from {wide}x{high}"
+
+
+def _colour(image: Image.Image) -> int:
+    """By how much the channels of a pixel differ, at most."""
+    pixels = np.asarray(image).astype(np.int16)
+    return int((pixels.max(2) - pixels.min(2)).max())
 
 
 def _read(file: IO[bytes], channels: int, verify: bool) -> Image.Image:

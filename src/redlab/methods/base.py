@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, Self, cast
 
 import torch
@@ -32,12 +33,8 @@ from redlab.victims import state_hash
 OptimizerPartial = Callable[[Iterable[nn.Parameter]], Optimizer]
 SchedulerPartial = Callable[[Optimizer], LRScheduler]
 
-MONITORS = {
-    "restorer": "val/restored_accuracy",
-    "detector": "val/auroc",
-    "identifier": "val/identified",
-    "labeler": "val/defended_accuracy",
-}
+MONITORS = {"restorer": "val/restored_accuracy", "detector": "val/auroc"}
+MONITORS |= {"identifier": "val/identified", "labeler": "val/defended_accuracy"}
 """Which number picks the best checkpoint of a method, by the first of these capabilities that it has."""
 
 
@@ -219,9 +216,11 @@ class Method(LightningModule):
         found = self.optimizers()
         optimizer = found[list(self.players).index(player)] if isinstance(found, list) else found
         self._clip_now = self.clip if clip is None else clip
-        with self.toggled_optimizer(optimizer):
+        alone = self.trainer.world_size == 1  # what the others would gather need not be computed, but DDP waits for it
+        own = {"inputs": [p for group in optimizer.param_groups for p in group["params"]]} if alone else {}
+        with nullcontext() if alone else self.toggled_optimizer(optimizer):
             optimizer.zero_grad()
-            self.manual_backward(loss)
+            self.manual_backward(loss, **own)
             optimizer.step()
         self._played.add(player)
 

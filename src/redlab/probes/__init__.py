@@ -1,6 +1,6 @@
 """Probes: what an evaluation can look at besides its own measures. Each adds columns and pictures to a batch's rows."""
 
-from redlab.probes.attribution import Attribution, AttributionShift, gradcam, overlap
+from redlab.probes.attribution import Attribution, AttributionShift, answer_map, gradcam, overlap
 from redlab.probes.certification import Certification
 from redlab.probes.cost import Cost
 from redlab.probes.perturbation import (
@@ -37,6 +37,7 @@ __all__ = [
     "Saliency",
     "Sensitivity",
     "Transfer",
+    "answer_map",
     "centred",
     "filter_saliency",
     "gradcam",

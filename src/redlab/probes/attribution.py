@@ -65,6 +65,13 @@ def gradcam(victim: ImageClassifier, x: Tensor, classes: Tensor, layer: str | No
     return whole[..., top : top + high, left : left + wide]
 
 
+def answer_map(victim: ImageClassifier, x: Tensor, layer: str | None = None) -> Tensor:
+    """`gradcam` of the class that the victim itself says."""
+    with torch.no_grad():
+        said = victim(x).argmax(1)
+    return gradcam(victim, x, said, layer)
+
+
 def overlap(a: Tensor, b: Tensor, threshold: float) -> Tensor:
     """Intersection over union of where two maps are at least a share of their own maximum.
 
@@ -166,7 +173,7 @@ class AttributionShift:
         images = (batch.adv, restored_of(said))
         scores = {name: torch.zeros(len(batch), dtype=torch.float64) for name in ("attribution", "attribution_iou")}
         for name, net, rows in by_victim(victims, batch):
-            before, after = (_own_map(_classifier(name, net), x[rows], self.layer) for x in images)
+            before, after = (answer_map(_classifier(name, net), x[rows], self.layer) for x in images)
             alike = torch.cosine_similarity(before.flatten(1).double(), after.flatten(1).double())
             nowhere = ~(before.flatten(1).any(1) | after.flatten(1).any(1))
             scores["attribution"][rows.cpu()] = 1 - alike.where(~nowhere, 1.0).cpu()
@@ -180,9 +187,3 @@ def _classifier(name: str, victim: nn.Module) -> ImageClassifier:
     if not isinstance(victim, ImageClassifier):
         raise ValueError(f"victim {name!r} must be a redlab.victims.Victim, got {type(victim).__name__}")
     return victim
-
-
-def _own_map(victim: ImageClassifier, x: Tensor, layer: str | None) -> Tensor:
-    with torch.no_grad():
-        said = victim(x).argmax(1)
-    return gradcam(victim, x, said, layer)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
@@ -101,22 +101,41 @@ def write_report(
     parts.append("<h2>Configuration</h2>")
     shown = f"<details><summary>resolved configuration</summary><pre>{escape(config_text)}</pre></details>"
     parts.append(f"<div class='card'>{shown}</div>")
-    page = (
-        "<!DOCTYPE html>\n<html lang='en'><head><meta charset='utf-8'>\n"
-        "<meta name='viewport' content='width=device-width, initial-scale=1'>\n"
-        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style></head>\n<body><main>\n"
-        + "\n".join(parts)
-        + "\n</main></body></html>\n"
-    )
+    return write_page(path, title, parts)
+
+
+def write_page(path: Path, title: str, parts: Iterable[str], style: str = "") -> Path:
+    """Writes a page in the house style.
+
+    Args:
+        path: the file to write; its folder is made where needed.
+        title: of the page, plain text.
+        parts: what stands in it, as HTML; written one after the other.
+        style: rules besides those of the house.
+
+    Returns:
+        ``path``.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
+    with path.open("w", encoding="utf-8") as file:
+        file.write(
+            "<!DOCTYPE html>\n<html lang='en'><head><meta charset='utf-8'>\n"
+            "<meta name='viewport' content='width=device-width, initial-scale=1'>\n"
+            f"<title>{escape(title)}</title>\n<style>{_STYLE}{style}</style></head>\n<body><main>\n"
+        )
+        file.writelines(f"{part}\n" for part in parts)
+        file.write("</main></body></html>\n")
     return path
+
+
+def tile_html(shown: str, text: str, tone: str = INK) -> str:
+    """A number that stands out; ``shown`` is HTML, ``text`` is plain."""
+    return f"<div class='tile' style='--tone:{tone}'><b>{shown}</b><span>{escape(text)}</span></div>"
 
 
 def _tile(tile: Tile) -> str:
     shown = "<small>not measured</small>" if tile.value is None else percent(tile.value)
-    tone = SHARE_COLOURS.get(tile.series, INK)
-    return f"<div class='tile' style='--tone:{tone}'><b>{shown}</b><span>{escape(tile.text)}</span></div>"
+    return tile_html(shown, tile.text, SHARE_COLOURS.get(tile.series, INK))
 
 
 def _figure(caption: str, picture: Figure | Pixels) -> str:

@@ -14,6 +14,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
+from safetensors.torch import load_file
 
 from redlab.data import AttackDataModule
 from redlab.provenance import commit, device, versions
@@ -45,7 +46,7 @@ class RunCheckpoint(ModelCheckpoint):
 class RunRecord(Callback):
     """Puts into every checkpoint what is needed to evaluate it anywhere, and what it is.
 
-    That is, under ``redlab``: config, names of the attacks, victims, helpers; ``identity`` and what it counts
+    That is, under ``redlab``: config, names of attacks and classes, victims, helpers; ``identity`` and what it counts
     (``counted``); and ``trained_with``, commit, versions and device of each session that trained it, if they were
     others than before.
 
@@ -77,6 +78,7 @@ class RunRecord(Callback):
             "counted": self.counted,
             "trained_with": self.trained_with,
             "attacks": list(data.mix.names),
+            "classes": list(data.classes),
             "victims": self._networks(victims, self.config["victims"]),
             "helpers": self._networks(self.helpers, self.config["method"].get("helpers") or {}),
         }
@@ -120,6 +122,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: no such checkpoint.")
     if path.stat().st_size == 0:
         raise ConfigError(f"{path} is empty: not a checkpoint.")
+    if path.name == WEIGHTS:
+        return _read_pretrained(path)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises RuntimeError, EOFError, UnpicklingError, ValueError, KeyError, ...
@@ -128,6 +132,37 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(checkpoint, dict) or "redlab" not in checkpoint:
         raise ConfigError(f"{path} was not written by a redlab run.")
+    return checkpoint
+
+
+WEIGHTS, RECORD = "model.safetensors", "redlab.json"
+"""The files of a method that was saved by ``redlab.save_pretrained``."""
+
+
+def flat_tensors(group: str, networks: Mapping[str, Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+    """The weights of networks of a record, by names such as ``victims.<name>.<key>``."""
+    return {f"{group}.{n}.{k}": v for n, entry in networks.items() for k, v in (entry.get("state_dict") or {}).items()}
+
+
+def _read_pretrained(path: Path) -> dict[str, Any]:
+    """A checkpoint without the states of a training, which it is not to go on from."""
+    try:
+        said = json.loads((path.parent / RECORD).read_text())
+        tensors = load_file(path)
+        checkpoint = {"epoch": said["epoch"], "frozen": said["frozen"], "redlab": said["redlab"], "state_dict": {}}
+        networks = {g: {n: dict(e) for n, e in said["redlab"].get(g, {}).items()} for g in ("victims", "helpers")}
+        for name, tensor in tensors.items():
+            group, _, key = name.partition(".")
+            if group == "state_dict":
+                checkpoint["state_dict"][key] = tensor
+            else:
+                network, _, key = key.partition(".")
+                networks[group][network].setdefault("state_dict", {})[key] = tensor
+        checkpoint["redlab"] |= networks
+    except Exception as error:  # on damaged files both libraries raise nearly anything
+        raise ConfigError(
+            f"{path} with {RECORD} cannot be read as a pretrained method; it may be truncated or of another program."
+        ) from error
     return checkpoint
 
 
@@ -268,11 +303,13 @@ def best_score(out: Path) -> float | None:
 
 
 def find_checkpoint(run: Path) -> Path:
-    """The checkpoint that a run folder or a path stands for: ``best``, or ``last`` if there is no best."""
+    """The checkpoint that a folder or a path stands for: ``best``, or else ``last``, or a pretrained one."""
     if run.is_dir():
         for name in ("best.ckpt", "last.ckpt"):
             if (run / "checkpoints" / name).is_file():
                 return run / "checkpoints" / name
+        if (run / WEIGHTS).is_file():
+            return run / WEIGHTS
         raise ConfigError(f"{run} has no checkpoints/best.ckpt or last.ckpt.")
     return run
 
