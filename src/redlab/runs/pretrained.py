@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from redlab.metrics import Samples
@@ -70,7 +70,7 @@ def save_pretrained(run: str | Path, folder: str | Path) -> Path:
         tensors |= flat_tensors(group, networks)
         record[group] = {n: {k: v for k, v in entry.items() if k != "state_dict"} for n, entry in networks.items()}
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(_apart(tensors), folder / WEIGHTS)
+    (folder / WEIGHTS).write_bytes(save(_apart(tensors)))  # save_file would let nobody else read it
     said = {"format": 1, "frozen": checkpoint.get("frozen", {}), "epoch": checkpoint["epoch"], "redlab": record}
     (folder / RECORD).write_text(json.dumps(said, indent=1) + "\n")
     beside = folder_of(path)
