@@ -77,10 +77,10 @@ def _images(method: Method) -> Iterator[tuple[str, Tensor]]:
                     right = [bool((victim(x).argmax(1) == batch.label).all()) for x in (batch.clean, batch.adv)]
                 if right == [True, attack == CLEAN]:
                     tail = f"_{number}" if attack == CLEAN else ""
-                    yield f"{data.mix.names[attack]}{tail}_of_a_{int(batch.label)}", batch.adv[0]
+                    yield f"{data.mix.attack_names[attack]}{tail}_of_a_{int(batch.label)}", batch.adv[0]
                     break
             else:
-                raise ConfigError(f"{data.mix.names[attack]} fools the victim on no test image that is left.")
+                raise ConfigError(f"{data.mix.attack_names[attack]} fools the victim on no test image that is left.")
 
 
 if __name__ == "__main__":

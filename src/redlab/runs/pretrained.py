@@ -15,6 +15,7 @@ from redlab.report.measures import tables
 from redlab.report.tables import markdown, percent
 from redlab.runs.check import ConfigError
 from redlab.runs.checkpoints import RECORD, WEIGHTS, find_checkpoint, flat_tensors, read_checkpoint
+from redlab.runs.config import compose
 
 _CARD = """\
 ---
@@ -69,6 +70,8 @@ def save_pretrained(run: str | Path, folder: str | Path) -> Path:
         networks = record.get(group) or {}
         tensors |= flat_tensors(group, networks)
         record[group] = {n: {k: v for k, v in entry.items() if k != "state_dict"} for n, entry in networks.items()}
+    # where somebody keeps victims and banks is nobody else's business
+    record["config"] = {**record["config"], **{key: compose()[key] for key in ("victim_root", "bank_root")}}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / WEIGHTS).write_bytes(save(_apart(tensors)))  # save_file would let nobody else read it
     said = {"format": 1, "frozen": checkpoint.get("frozen", {}), "epoch": checkpoint["epoch"], "redlab": record}
