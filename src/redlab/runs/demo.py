@@ -2,8 +2,9 @@
 
     python -m redlab.runs.demo <folder> [override ...]
 
-REDRL on the embedded digits, as narrow as fits into a megabyte with its victim. The images are of the test part: three
-as they are, and of each attack the first that was right and is not any more, whatever the method says of it.
+REDRL on the embedded digits, as narrow as fits into a megabyte with its victim. The images are of the test part: two as
+they are, and of each attack the first that was right and is not any more, whatever the method says of it; of the
+attacker who knows the method the first that is wrong after it was restored.
 The folder that comes with the package is ``src/redlab/demo``; it is replaced where it is given.
 """
 
@@ -14,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from PIL import Image
@@ -34,7 +36,7 @@ WORDS = (
     *("method=redrl", "mix=redrl_digits", "bank=auto", "logger=none"),
     *("method.recogniser_width=6", "method.helpers.features.backbone.width_divisor=16"),
 )
-_UNTOUCHED = 3
+_UNTOUCHED = 2
 
 
 def make(folder: Path, words: Sequence[str] = ()) -> Path:
@@ -64,23 +66,23 @@ def _images(method: Method) -> Iterator[tuple[str, Tensor]]:
     """Names that say what was done, and images (1, H, W) in [0, 1], each of another test image."""
     data: AttackDataModule = method.run.data
     data.setup("test")
+    data.attach(method)
     victim, source = next(iter(data.victims.values())), data.splits.test
     left = iter(data.indices["test"].tolist())
-    attacks = {
-        cell.attack: cell for cell in data.mix.cells(data.victims)
-    }  # of several settings the last, the strongest
+    attacks = {cell.attack: cell for cell in data.test_cells}  # in its last setting, the strongest
     for attack, cell in attacks.items():
+        name = data.mix.attack_names[attack]
         for number in range(_UNTOUCHED if attack == CLEAN else 1):
             for index in left:
                 batch = data.craft(source.__getitems__([Key(index, 0, True)]), stage="test", cell=cell)
+                aimed = cast(Any, method).restore(batch.adv) if cell.knowledge else batch.adv
                 with torch.no_grad():
-                    right = [bool((victim(x).argmax(1) == batch.label).all()) for x in (batch.clean, batch.adv)]
+                    right = [bool((victim(x).argmax(1) == batch.label).all()) for x in (batch.clean, aimed)]
                 if right == [True, attack == CLEAN]:
-                    tail = f"_{number}" if attack == CLEAN else ""
-                    yield f"{data.mix.attack_names[attack]}{tail}_of_a_{int(batch.label)}", batch.adv[0]
+                    yield f"{name}{f'_{number}' if attack == CLEAN else ''}_of_a_{int(batch.label)}", batch.adv[0]
                     break
             else:
-                raise ConfigError(f"{data.mix.attack_names[attack]} fools the victim on no test image that is left.")
+                raise ConfigError(f"{name} fools the victim on no test image that is left.")
 
 
 if __name__ == "__main__":
