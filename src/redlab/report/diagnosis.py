@@ -25,11 +25,14 @@ _STYLE = """
 .pill { border-radius: 999px; padding: 1px 10px; color: #fff; background: var(--good); font-size: 13px; }
 .pill.attacked { background: var(--bad); } .pill.refused { background: var(--muted); }
 .found p { color: var(--muted); font-size: 13px; }
-.shots { display: grid; grid-template-columns: repeat(auto-fill, minmax(132px, 1fr)); gap: 12px; }
+.shots { display: grid; grid-template-columns: repeat(auto-fit, minmax(132px, 1fr)); gap: 12px; }
+.shots figure { max-width: 240px; }
 .shots img { width: 100%; border: 1px solid var(--rule); border-radius: 4px; image-rendering: pixelated; }
 .shots figcaption { margin-top: 4px; line-height: 1.35; } .shots b { color: var(--ink); }
 @media (max-width: 480px) { .shots { grid-template-columns: repeat(2, 1fr); } .found { padding: 12px; } }
 """
+CHANGE = "change of prediction"
+"""The score of a method that has none of its own."""
 TITLES = {
     "image": "image",
     "restored": "estimate of the clean image",
@@ -142,7 +145,8 @@ def _card(record: Mapping[str, Any]) -> str:
         verdict = "attacked"
         if record["attack"]:
             verdict += f": {record['attack']} ({percent(record['share'])})"
-    says = f"{record['scored_by']} {record['score']:.3g}, threshold {record['threshold']:.3g}"
+    by = "by the change of prediction, " if record["scored_by"] == CHANGE else ""
+    says = f"{by}score {record['score']:.3g}, threshold {record['threshold']:.3g}"
     if record["note"]:
         says += f"; {record['note']}"
     captions = {name: f"<b>{escape(title)}</b>" for name, title in TITLES.items()}
@@ -151,7 +155,7 @@ def _card(record: Mapping[str, Any]) -> str:
             f"<br>{escape(who)}: {escape(label)} ({percent(share)})" for who, (label, share) in record[when].items()
         )
     if record["limit"] is not None:
-        captions["perturbation"] += f"<br>±{round(record['limit'] * 255)}/255 is white and black"
+        captions["perturbation"] += f"<br>white and black: ±{round(record['limit'] * 255)}/255"
     shots = "".join(
         f"<figure><img loading='lazy' alt='{escape(TITLES[name])}' src='{quote(record['pictures'][name])}'>"
         f"<figcaption>{captions[name]}</figcaption></figure>"
