@@ -131,9 +131,9 @@ def dense_attention(query: Tensor, key: Tensor, value: Tensor, window: int | Non
         window: odd side of the square around each place; None: everywhere.
     """
     near = None if window is None else neighbours(value.shape[2], value.shape[3], window, value.device)
-    q, k, v = (part.flatten(2).transpose(1, 2) for part in (query, key, value))
+    q, k, v = (part.flatten(2).transpose(1, 2)[:, None] for part in (query, key, value))  # of one head
     found = F.scaled_dot_product_attention(q, k, v, attn_mask=near)
-    return found.transpose(1, 2).reshape(value.shape)
+    return found[:, 0].transpose(1, 2).reshape(value.shape)
 
 
 def shifted_attention(query: Tensor, key: Tensor, value: Tensor, window: int | None) -> Tensor:

@@ -18,6 +18,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from redlab.runs import ask
 from redlab.runs.blame import sentence
 from redlab.runs.check import ConfigError
 from redlab.runs.config import check_words, conf_dir, explain, finalise, parse, with_choices
@@ -47,29 +48,19 @@ allow=[my_module.MyMethod] (names that the checkpoint may use besides those of r
 """
 
 
-_DIAGNOSE_HELP = """\
-redlab diagnose <image or folder> ... run=<folder or checkpoint>[,<another>]
-redlab diagnose --demo
-
-Says of images that nobody has labelled which were attacked, by what, and what they showed before: diagnosis.html with
-pictures, diagnosis.csv and .json. Of several runs, run=[a,b], each question is answered by the first that can.
-Further keys: out=<folder> (where it goes), false_alarms=0.01 (share of clean images that may count as attacked; the
-threshold is set by the clean validation images of the run), floats=true (estimates also as float32, restored.npy),
-allow=[my_module.MyMethod] (names that the checkpoint may use besides those of redlab), debug=true (full tracebacks).
-"""
-
 _HELP = """\
 redlab train [override ...]      trains a method, tests it, and writes numbers and a report into one folder
 redlab evaluate [override ...]   tests a run again, or makes a table or figure of a paper
 redlab diagnose <images> run=... says of images without labels which were attacked, by what, and what they were before
+redlab export run=... to=onnx    writes a program for the method that runs without redlab (to=onnx|torch|pretrained)
 
 redlab <command> --help says more. In a checkout, train.py and evaluate.py are the same commands.
 """
 
 
 def main() -> int:
-    """``redlab train``, ``evaluate`` and ``diagnose``, also as ``python -m redlab``."""
-    commands = {"train": train, "evaluate": evaluate, "diagnose": diagnose}
+    """``redlab train``, ``evaluate``, ``diagnose`` and ``export``, also as ``python -m redlab``."""
+    commands = {"train": train, "evaluate": evaluate, "diagnose": diagnose, "export": export}
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
         print(_HELP)
         return 0
@@ -97,7 +88,12 @@ def evaluate(skip: int = 0) -> int:
 
 def diagnose(skip: int = 0) -> int:
     """``redlab diagnose``: what runs say of images without labels; ``skip`` as for `train`."""
-    return _guarded(_diagnose, sys.argv[1 + skip :])
+    return _guarded(ask.diagnose, sys.argv[1 + skip :])
+
+
+def export(skip: int = 0) -> int:
+    """``redlab export``: a run as a program that needs no redlab; ``skip`` as for `train`."""
+    return _guarded(ask.export, sys.argv[1 + skip :])
 
 
 def _train(argv: list[str], skip: int) -> None:
@@ -324,51 +320,6 @@ def _evaluation(argv: list[str]) -> None:
         from redlab.runs.lab import studies
 
         studies(str(own["study"]), str(own["scale"]), seeds, overrides, own["out"] or Path("results"), dry=dry)
-
-
-def _diagnose(argv: list[str]) -> None:
-    if not argv or {"-h", "--help"} & set(argv):
-        print(_DIAGNOSE_HELP)
-        return
-    own: dict[str, Any] = {"run": None, "out": None, "allow": [], "debug": False, "false_alarms": 0.01, "floats": False}
-    demo, paths = _DEMO in argv, []
-    for word in (word for word in argv if word != _DEMO):
-        key, sign, text = word.partition("=")
-        if key == "run" and text and not text.startswith("["):
-            own[key] = [text]
-        elif key == "out" and text:
-            own[key] = path_of(text)
-        elif key in own and sign:
-            (own[key],) = (override.value() for override in parse([word]))
-        elif sign and not Path(word).exists():
-            raise ConfigError(f"diagnose has no key {key!r}.{suggest(key, list(own))} See redlab diagnose --help.")
-        else:
-            paths.append(path_of(word))
-    if not demo and (own["run"] is None or not paths):
-        missing = "run=<folder or checkpoint>" if paths else "images to look at"
-        raise ConfigError(f"Give {missing}: redlab diagnose <image or folder> run=<folder or checkpoint>.")
-    if demo and (own["run"] is not None or paths):
-        raise ConfigError("--demo has images and a run of its own: leave out others.")
-    share = own["false_alarms"]
-    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share < 1:
-        raise ConfigError(f"false_alarms={share} must be a share of clean images in [0, 1), such as 0.01.")
-    from redlab.runs.diagnose import report
-
-    out = own["out"] or Path(fresh(f"outputs/{time.strftime('%Y-%m-%d/%H-%M-%S')}_diagnose"))
-    try:
-        report(
-            None if demo else paths,
-            [path_of(str(run)) for run in own["run"] or []],
-            out,
-            allow=names_in(own["allow"]),
-            false_alarms=float(share),
-            floats=own["floats"] is True,
-        )
-    finally:
-        take_away_unused()
-
-
-_DEMO = "--demo"
 
 
 def _guarded(command: Callable[[list[str]], None], argv: Sequence[str]) -> int:

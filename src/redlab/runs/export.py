@@ -20,7 +20,7 @@ from redlab.runs.pretrained import save_pretrained
 FORMATS = ("onnx", "torch", "pretrained")
 TOLERANCE = 1e-4
 """How far a number of the exported program may be from redlab's."""
-_SCRIPT = Path(__file__).with_name("infer_template.py")
+_SCRIPT = Path(__file__).with_name("infer.py")
 
 
 class Program(nn.Module):
@@ -114,8 +114,8 @@ def _facts(known: Asked, program: Program) -> dict[str, Any]:
 
 
 def _as_onnx(program: Program, images: Tensor, out: Path) -> Path:
-    import onnxruntime  # type: ignore[import-untyped]  # noqa: F401  # before the work, which is not to be in vain
-    import onnxscript  # type: ignore[import-untyped]  # noqa: F401
+    import onnxruntime  # noqa: F401  # before the work, which is not to be in vain
+    import onnxscript  # noqa: F401
 
     path = out / "model.onnx"
     with warnings.catch_warnings(), torch.no_grad():

@@ -100,9 +100,9 @@ class ImageClassifier(nn.Module):
         if first is not None and first.is_floating_point():
             x = x.to(first.dtype)  # of a network in half or double precision; mean and std are float32
         logits = network(x)
-        if not isinstance(logits, Tensor) or logits.shape != (len(x), self.num_classes):
+        if not isinstance(logits, Tensor) or logits.shape != (x.shape[0], self.num_classes):
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise ValueError(f"victim '{self.name}' should return logits {(len(x), self.num_classes)}, got {got}")
+            raise ValueError(f"victim '{self.name}' should return logits {(x.shape[0], self.num_classes)}, got {got}")
         return logits
 
     def features(self, x: Tensor) -> Tensor:

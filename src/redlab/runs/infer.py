@@ -1,55 +1,59 @@
-"""Asks an exported program about image files: python infer.py <image> ...
+"""Asks an exported program about image files: ``python infer.py <image> ...``, beside ``model.json``.
 
 Needs numpy, Pillow, and onnxruntime (model.onnx) or torch (model.pt2); not redlab. Images must be of the size that the
 program takes: resizing changes what an attack has left in them.
 """
 
+from __future__ import annotations
+
 import json
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 HERE = Path(__file__).parent
-FACTS = json.loads((HERE / "model.json").read_text())
 
 
-def load(path):
+def load(path: Path, facts: dict[str, Any]) -> np.ndarray:
     """(1, C, H, W) float32 in [0, 1]."""
-    image = Image.open(path).convert("L" if FACTS["channels"] == 1 else "RGB")
-    if image.size != (FACTS["size"], FACTS["size"]):
-        raise SystemExit(f"{path}: {image.width}x{image.height}, the program takes {FACTS['size']}x{FACTS['size']}")
+    image = Image.open(path).convert("L" if facts["channels"] == 1 else "RGB")
+    if image.size != (facts["size"], facts["size"]):
+        raise SystemExit(f"{path}: {image.width}x{image.height}, the program takes {facts['size']}x{facts['size']}")
     pixels = np.asarray(image, np.float32) / 255
     return pixels[None, None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)[None]
 
 
-def program():
+def program(names: Sequence[str]) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
     """Images -> outputs by name."""
     if (HERE / "model.onnx").is_file():
         import onnxruntime
 
         session = onnxruntime.InferenceSession(str(HERE / "model.onnx"), providers=["CPUExecutionProvider"])
-        return lambda x: dict(zip(FACTS["outputs"], session.run(None, {"images": x})))
+        return lambda x: dict(zip(names, session.run(None, {"images": x}), strict=True))
     import torch
 
     module = torch.export.load(HERE / "model.pt2").module()
-    return lambda x: {k: v.detach().numpy() for k, v in zip(FACTS["outputs"], module(torch.from_numpy(x)))}
+    return lambda x: {k: v.detach().numpy() for k, v in zip(names, module(torch.from_numpy(x)), strict=True)}
 
 
-def main(paths):
+def main(paths: Sequence[str]) -> None:
     """Prints a line on each image, and writes <image>.restored.png where the program restores."""
-    ask = program()
+    facts = json.loads((HERE / "model.json").read_text())
+    ask = program(facts["outputs"])
     for path in map(Path, paths):
-        said, words = ask(load(path)), []
+        said, words = ask(load(path, facts)), []
         if "score" in said:
             score = float(said["score"][0])
-            words.append(f"{'attacked' if score > FACTS['threshold'] else 'no sign of an attack'} (score {score:.3g})")
+            words.append(f"{'attacked' if score > facts['threshold'] else 'no sign of an attack'} (score {score:.3g})")
         if "attack_probabilities" in said:
-            best = int(said["attack_probabilities"][0].argmax())
-            words.append(f"most like {FACTS['attacks'][best]}, {said['attack_probabilities'][0][best]:.0%}")
+            shares = said["attack_probabilities"][0]
+            words.append(f"most like {facts['attacks'][int(shares.argmax())]}, {shares.max():.0%}")
         if "class_logits" in said:
-            words.append(f"class {FACTS['classes'][int(said['class_logits'][0].argmax())]}")
+            words.append(f"class {facts['classes'][int(said['class_logits'][0].argmax())]}")
         if "restored" in said:
             pixels = np.rint(said["restored"][0].transpose(1, 2, 0) * 255).astype(np.uint8)
             out = path.with_name(f"{path.stem}.restored.png")
