@@ -52,5 +52,7 @@ def commands(page):
     """The command lines of a page, as they stand in bash blocks or, over several lines, in inline code."""
     lines = [line for block in blocks(page, "bash") for line in block.splitlines()]
     inline = re.findall(r"(?<!`)`([^`]+)`(?!`)", page.read_text())
-    lines += [" ".join(code.split()) for code in inline if re.match(r"(python|srun|uv|pip|pytest|make|bash)\s", code)]
+    lines += [
+        " ".join(code.split()) for code in inline if re.match(r"(python|srun|uv|pip|pytest|make|bash|redlab)\s", code)
+    ]
     return [line.strip() for line in lines if shlex.split(line, comments=True)]

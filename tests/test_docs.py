@@ -43,6 +43,10 @@ NOT_HERE = {
     "python train.py resume=...": "a pattern; README has one that runs",
     "python evaluate.py study=<paper>/<table>": "a pattern; README has one that runs",
     "python train.py data=cifar10": "needs CIFAR-10; tests/victims/test_cifar_weights.py loads such files",
+    "redlab train": "the name of a command, which is python train.py",
+    "redlab evaluate": "likewise",
+    "redlab export run=<folder>": "a pattern; the page has one that runs",
+    "python -m redlab.runs.demo": "test_demo.py makes a small one",
     "python train.py data=stripes": "needs the data set of its page, see test_guides.py",
 }
 # what is put behind a printed command so that it takes seconds
@@ -53,6 +57,8 @@ SHORT = {
     "python train.py resume=": "trainer.max_epochs=2",  # the run has one
     "python -m redlab": "",  # says what the commands are
     "python train.py method=cdd_red data=fashion_mnist": "TINY method.width=4 victim_training.limit_train=2000",
+    "redlab diagnose": "",
+    "redlab export": "",
     "python train.py method=classifier": "TINY",
     "python train.py": "TINY method.width=4",
 }
