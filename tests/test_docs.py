@@ -24,7 +24,7 @@ from redlab.studies import find
 
 GUIDES = sorted((ROOT / "docs").glob("add_*.md"))
 # known of a run only when it exists; evaluate.py takes them for itself
-OF_EVALUATE = {"run", "study", "scale", "seeds", "out", "debug", "allow"}
+OF_EVALUATE = {"run", "study", "scale", "seeds", "out", "debug", "allow", "trust"}
 
 PARTS = [(page, part.strip()) for page in PAGES for line in commands(page) for part in line.split("&&")]
 # what a printed command begins with -> why it does not run here

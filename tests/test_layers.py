@@ -12,7 +12,19 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "redlab"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = ["extras", "spelling", "provenance", "rng", "precision", "batch", "nn", "victims", "attacks", "crafting"]
-LAYERS += ["metrics", "report", "evaluation", "notebook", "probes", "data", "methods", "diagnosis", "studies", "runs"]
+LAYERS += [
+    "metrics",
+    "report",
+    "evaluation",
+    "notebook",
+    "soundness",
+    "probes",
+    "data",
+    "methods",
+    "diagnosis",
+    "studies",
+    "runs",
+]
 # the layers that each layer may import at most, besides itself and the package's own version
 ALLOWED = {
     "extras": set(),
@@ -29,6 +41,7 @@ ALLOWED = {
     "report": {"batch", "metrics"},
     "evaluation": {"precision", "batch", "metrics"},
     "notebook": {"batch", "attacks", "crafting", "metrics", "evaluation"},
+    "soundness": {"precision", "batch", "attacks", "crafting", "metrics", "report", "evaluation", "notebook"},
     "probes": {"rng", "precision", "batch", "attacks", "metrics", "victims", "evaluation"},
     "data": {"rng", "batch", "attacks", "crafting", "evaluation"},
     "methods": {"rng", "batch", "nn", "metrics", "evaluation", "victims"},
@@ -39,7 +52,7 @@ ALLOWED = {
     },
     "runs": {
         *("provenance", "batch", "metrics", "victims", "attacks", "crafting", "report", "evaluation", "probes"),
-        *("data", "methods", "studies", "extras", "spelling", "diagnosis"),
+        *("data", "methods", "studies", "extras", "spelling", "diagnosis", "soundness"),
     },
 }
 # and the files of runs/, of which each imports from those before it
@@ -58,6 +71,7 @@ RUNS += [
     "dry",
     "banks",
     "evaluations",
+    "soundness",
     "train",
     "demo",
     "infer",

@@ -44,8 +44,8 @@ th, td { padding: 7px 12px; text-align: right; border-bottom: 1px solid var(--ru
 th { color: var(--muted); font-weight: 600; font-size: 13px; }
 th:first-child, td:first-child { text-align: left; }
 tbody tr:last-child td { border-bottom: 0; }
-.holds { color: var(--good); font-weight: 600; } .fails { color: var(--bad); font-weight: 600; }
-.tie { color: var(--warn); font-weight: 600; }
+.holds, .green { color: var(--good); font-weight: 600; } .fails, .red { color: var(--bad); font-weight: 600; }
+.tie, .amber { color: var(--warn); font-weight: 600; }
 .note { color: var(--muted); font-size: 13px; margin: 10px 0 0; }
 details summary { cursor: pointer; font-weight: 600; }
 pre { overflow-x: auto; font: 12.5px/1.5 ui-monospace, Menlo, Consolas, monospace; margin: 12px 0 0; }
@@ -71,6 +71,7 @@ def write_report(
     tiles: Sequence[Tile] = (),
     tables: Sequence[Table] = (),
     verdicts: Table | None = None,
+    checks: Table | None = None,
 ) -> Path:
     """Writes the report of a run: headline numbers, figures, tables, verdicts, config.
 
@@ -83,6 +84,7 @@ def write_report(
         tiles: the headline, "not measured" where one has no value; no headline without any.
         tables: further tables, usually the numbers per attack.
         verdicts: a table of conclusions whose cells may be "holds", "tie" or "fails".
+        checks: whether the numbers can be believed, see ``redlab.report.checks``; below the headline.
 
     Returns:
         ``path``.
@@ -91,6 +93,8 @@ def write_report(
     parts = [f"<h1>{escape(title)}</h1>", f"<p class='summary'>{escape(summary)}</p>"]
     if tiles:  # a study's page has no such numbers of its own
         parts.append("<h2>Accuracy</h2><div class='tiles'>" + "".join(map(_tile, tiles)) + "</div>")
+    if checks is not None and checks.rows:
+        parts.append(f"<h2>Can these numbers be believed?</h2><div class='card'>{table_html(checks)}</div>")
     if figures:
         parts.append("<h2>Figures</h2>")
         parts += [_figure(caption, picture) for caption, picture in figures.items()]

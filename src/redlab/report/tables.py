@@ -14,7 +14,7 @@ from rich.console import Console as RichConsole
 from rich.console import ConsoleOptions, JustifyMethod
 from rich.text import Text
 
-TONES = {"holds": "green", "tie": "yellow", "fails": "red"}
+TONES = {"holds": "green", "tie": "yellow", "fails": "red", "green": "green", "amber": "yellow", "red": "red"}
 """Cells that consist of one of these words are coloured."""
 
 

@@ -44,6 +44,7 @@ Overrides are those of train.py: mix=... data=... victim=... take another attack
 -m run=<folder>,<folder> mix=a,b tests each combination, and sums them up in one table.
 Further keys: out=<folder> (where the numbers go), debug=true (full tracebacks),
 allow=[my_module.MyMethod] (names that the checkpoint may use besides those of redlab).
+trust=full attacks the defence of a run anew, to see whether its numbers can be believed (minutes).
 --dry-run checks all that can be checked, says what would be run, and stops.
 """
 
@@ -286,7 +287,7 @@ def _evaluations(words: list[str]) -> None:
 
 def _evaluation(argv: list[str]) -> None:
     own: dict[str, Any] = {"run": None, "out": None, "allow": [], "debug": False}
-    own |= {"study": None, "scale": "small", "seeds": [0]}
+    own |= {"study": None, "scale": "small", "seeds": [0], "trust": None}
     overrides = []
     dry, argv = _DRY in argv, [word for word in argv if word != _DRY]
     for word in argv:
@@ -302,13 +303,15 @@ def _evaluation(argv: list[str]) -> None:
     if own["run"] is not None:
         from redlab.runs.train import evaluate
 
+        if own["trust"] not in (None, "full"):
+            raise ConfigError(f"trust={own['trust']} must be full, or left out.")
         for key in ("scale", "seeds"):
             if any(word.startswith(f"{key}=") for word in argv):
                 raise ConfigError(f"{key}={own[key]} goes with study=..., not with run=...: leave it out.")
         usual = f"outputs/{time.strftime('%Y-%m-%d/%H-%M-%S')}_evaluate"
         try:
             out = own["out"] or Path(usual if dry else fresh(usual))
-            evaluate(own["run"], overrides, out, names_in(own["allow"]), dry=dry)
+            evaluate(own["run"], overrides, out, names_in(own["allow"]), dry=dry, trust=own["trust"] == "full")
         finally:
             take_away_unused()
     else:

@@ -11,6 +11,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from redlab.metrics import Samples
+from redlab.report.checks import of_rows, table_of
 from redlab.report.measures import tables
 from redlab.report.tables import markdown, percent
 from redlab.runs.check import ConfigError
@@ -139,12 +140,13 @@ def card(record: Mapping[str, Any], rows: Samples, epochs: int, folder: str) -> 
     ]
     if not len(rows) or not len(rows.where(knowledge="defence")):
         limits.append("No attacker who knows the defence was tested here, so that nothing is known of its robustness.")
+    shown = [*tables(rows), table_of(of_rows(rows))] if len(rows) else []
     return _CARD.format(
         method=choices.get("method"),
         data=data["name"],
         folder=folder,
         capability=choices.get("method"),
         what="\n".join(f"- {title}: {text}" for title, text in what.items()),
-        numbers="\n".join(map(markdown, tables(rows))) or "It was not tested, or its rows are not there.",
+        numbers="\n".join(map(markdown, shown)) or "It was not tested, or its rows are not there.",
         limits="\n".join(f"- {text}" for text in limits),
     )

@@ -22,6 +22,7 @@ from rich.text import Text
 from redlab.data import AttackDataModule
 from redlab.methods.base import Method
 from redlab.metrics import Samples
+from redlab.report.checks import Check, of_rows, table_of
 from redlab.report.measures import tables
 from redlab.report.run_report import run_report
 from redlab.report.tables import console as table_for_console
@@ -59,6 +60,7 @@ from redlab.runs.identity import run_facts
 from redlab.runs.loading import check_hashes, load_weights, start_from, trained_with
 from redlab.runs.loggers import close, make_loggers
 from redlab.runs.monitors import monitors
+from redlab.runs.soundness import examined
 from redlab.runs.stopping import StopOnSignal, Stopped, handing_over
 from redlab.runs.trainer import compile_networks, make_trainer
 from redlab.runs.trust import stored_config
@@ -167,7 +169,13 @@ def _counted(cfg: DictConfig, images: AttackDataModule, own: Mapping[str, Any]) 
 
 
 def evaluate(
-    run: Path, overrides: Sequence[str], out: Path, allow: Sequence[str] = (), *, dry: bool = False
+    run: Path,
+    overrides: Sequence[str],
+    out: Path,
+    allow: Sequence[str] = (),
+    *,
+    dry: bool = False,
+    trust: bool = False,
 ) -> dict[str, float]:
     """Tests a run folder or a checkpoint, with overrides such as another mix, data set or victim.
 
@@ -177,6 +185,7 @@ def evaluate(
         out: folder of the evaluation.
         allow: names that the checkpoint may use besides those of redlab, see ``redlab.load``.
         dry: check all that can be checked, say what would be run, and stop.
+        trust: also attack the defence anew, to see whether its numbers can be believed.
 
     Returns:
         The numbers; none of a dry run.
@@ -190,7 +199,7 @@ def evaluate(
     if dry:
         return _dry_evaluation(run, overrides, out, allow)
     with taken(out), handing_over(StopOnSignal()) as stop:
-        return _evaluate(run, overrides, out, allow, stop)
+        return _evaluate(run, overrides, out, allow, stop, trust)
 
 
 class Opened(NamedTuple):
@@ -252,7 +261,7 @@ def _dry_evaluation(run: Path, overrides: Sequence[str], out: Path, allow: Seque
 
 
 def _evaluate(
-    run: Path, overrides: Sequence[str], out: Path, allow: Sequence[str], stop: StopOnSignal
+    run: Path, overrides: Sequence[str], out: Path, allow: Sequence[str], stop: StopOnSignal, trust: bool
 ) -> dict[str, float]:
     filter_known_warnings()
     started = time.time()
@@ -264,8 +273,9 @@ def _evaluate(
     trainer = make_trainer(cfg, out, [stop], loggers, testing=True)
     try:
         run_test(cfg, trainer, method, data, path)
+        checks = examined(cfg, method, data) if trust and trainer.is_global_zero else []
         with _path_in_errors(out):
-            metrics = _finish(cfg, out, trainer, method, data, started, loggers)
+            metrics = _finish(cfg, out, trainer, method, data, started, loggers, checks)
         close(trainer, loggers, failed=False)
     except BaseException:
         close(trainer, loggers, failed=True)
@@ -318,11 +328,13 @@ def _finish(
     data: AttackDataModule,
     started: float,
     loggers: list[Logger],
+    checks: Sequence[Check] = (),
 ) -> dict[str, float]:
     metrics = dict(method.numbers)
     if trainer.is_global_zero:
         rows = method.samples or Samples({})
-        for table in tables(rows):  # before anything is written, so that no full disk can lose them
+        strip = table_of([*of_rows(rows), *checks], full=bool(checks))
+        for table in [*tables(rows), strip]:  # before anything is written, so that no full disk can lose them
             console.print(table_for_console(table))
         (out / "config.yaml").write_text(OmegaConf.to_yaml(cfg))
         if len(rows):
@@ -345,6 +357,7 @@ def _finish(
             victims=data.victims,
             class_names=data.classes,
             loggers=loggers,
+            checks=checks,
         )
         console.print(f"Report: [bold]{report}[/]")
     return metrics
