@@ -2,7 +2,7 @@
 
 from redlab.probes.attribution import Attribution, AttributionShift, answer_map, gradcam, overlap
 from redlab.probes.certification import Certification
-from redlab.probes.cost import Cost
+from redlab.probes.cost import Cost, Latency
 from redlab.probes.perturbation import (
     Logits,
     PartialPerturbation,
@@ -24,6 +24,7 @@ __all__ = [
     "Cost",
     "FirstMap",
     "IntrinsicDimension",
+    "Latency",
     "Latents",
     "Logits",
     "Masking",

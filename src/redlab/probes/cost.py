@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from redlab.batch import AttackBatch
-from redlab.evaluation import Answers
+from redlab.evaluation import Answers, answers
 from redlab.rng import generator
 
 
@@ -71,3 +71,35 @@ class Cost:
         work()
         torch.accelerator.synchronize()
         return time.perf_counter() - started
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latency:
+    """What it takes to ask a method, whatever it can do, the same for all images of a batch.
+
+    Columns ``answer_s``, seconds for an image in the batch, of the processor, or of the clock on other devices, the
+    least of several; and ``parameters``, of the method without its frozen networks.
+
+    Attributes:
+        repeats: how many times it is asked, at least 1.
+    """
+
+    repeats: int = 3
+
+    def __post_init__(self) -> None:
+        if self.repeats < 1:
+            raise ValueError(f"repeats must be at least 1, got {self.repeats}")
+
+    def __call__(
+        self, method: Any, victims: Mapping[str, nn.Module], batch: AttackBatch, said: Answers
+    ) -> Mapping[str, Tensor]:
+        """See ``Probe``."""
+
+        def ask() -> None:
+            with torch.no_grad():
+                answers(method, batch.adv, batch.clean)
+
+        least = min(Cost._seconds(ask, batch.adv.device) for _ in range(self.repeats))
+        trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
+        facts = {"answer_s": least / len(batch), "parameters": float(trained)}
+        return {name: torch.full((len(batch),), value, dtype=torch.float64) for name, value in facts.items()}

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from fnmatch import fnmatchcase
 
 from redlab.spelling import nearest
-from redlab.studies import add_defense, attunet_gan, cdd_red, gred, redrl
+from redlab.studies import add_defense, attunet_gan, cdd_red, gred, leaderboard, redrl
 from redlab.studies.card import Card, Trained, card_figure, card_markdown, card_tables, draw
 from redlab.studies.numbers import Claim, Number
 from redlab.studies.paper_numbers import PaperTable, paper_table
@@ -36,14 +36,14 @@ __all__ = [
 
 STUDIES: dict[str, Callable[[], Study]] = {
     f"{paper.__name__.rpartition('.')[2]}/{name}": study
-    for paper in (cdd_red, redrl, add_defense, attunet_gan, gred)
+    for paper in (cdd_red, redrl, add_defense, attunet_gan, gred, leaderboard)
     for name, study in paper.STUDIES.items()
 }
 """``<paper>/<table>`` -> the study."""
 
 
 def find(pattern: str) -> list[Study]:
-    """The studies whose names match a pattern, such as ``cdd_red/table1`` or ``cdd_red/*``.
+    """The studies whose names match a pattern, such as ``cdd_red/table1``, or ``cdd_red`` for all of a paper.
 
     >>> [study.id for study in find("cdd_red/table[1]")]
     ['cdd_red/table1']
@@ -51,7 +51,8 @@ def find(pattern: str) -> list[Study]:
     Raises:
         ValueError: none does; the message names the nearest one.
     """
-    found = [make() for name, make in STUDIES.items() if fnmatchcase(name, pattern)]
+    whole = pattern if "/" in pattern else f"{pattern}/*"
+    found = [make() for name, make in STUDIES.items() if fnmatchcase(name, whole)]
     if not found:
         near = nearest(pattern, STUDIES, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"studies: {', '.join(STUDIES)}"

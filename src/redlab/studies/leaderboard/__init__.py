@@ -1,0 +1,124 @@
+"""Every method under one protocol, which no paper has: one data set, one victim, one set of attacks, one judge.
+
+All are trained on the same attacked images (mix ``leaderboard``) and tested on the same test images, by the attacks of
+the training, by attacks that none has seen, and by attackers who know the defence, exactly and past what hides a
+gradient. A row is a method; a detector is right on an attacked image where it raises its alarm, and on a clean one
+where it does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from redlab.metrics import Samples, auroc, calibration_error, score_names, tpr_at_fpr, worst
+from redlab.probes import Latency
+from redlab.studies.numbers import Claim, every
+from redlab.studies.study import Evaluation, Seen, Study
+from redlab.studies.table import Address, Table
+
+HARDENED = "adversarial training"
+METHODS = {
+    "CDD-RED": ("method=cdd_red", "@denoiser"),
+    "DO": ("method=do", "@denoiser"),
+    "DS": ("method=ds", "@denoiser"),
+    "REDRL": ("method=redrl", "@redrl"),
+    "attention U-Net GAN": ("method=attunet_gan", "@attunet"),
+    "HGD": ("method=hgd", "@hgd"),
+    "ADD-Defense": ("method=add_defense", "@add_defense"),
+    "APE-GAN": ("method=ape_gan", "@ape_gan"),
+    "GRED": ("method=gred", "@gred"),
+    HARDENED: ("method=hardened", "@hardened"),
+}
+NO_DEFENCE = "no defence"
+
+KNOWING, EVERY, SEEN, UNSEEN, CLEAN = (
+    "attackers who know it",
+    "every attacker",
+    "seen attacks",
+    "unseen attacks",
+    "clean",
+)
+IDENTIFIED, AUROC, TPR, ECE = "identified", "AUROC", "TPR at 1 % FPR", "calibration error"
+MS, PARAMETERS = "ms per image", "parameters"
+UNITS = dict.fromkeys((EVERY, KNOWING, SEEN, UNSEEN, CLEAN, IDENTIFIED, TPR), "%")
+TRAINED = ("fgsm", "pgd", "deepfool")
+
+
+def numbers(seen: Mapping[str, Seen]) -> dict[Address, float]:
+    """A row for each method, the best first, and one for the victim alone; what a method cannot do is not there."""
+    columns = {name: of_method(each.rows) for name, each in seen.items()}
+    order = sorted(columns, key=lambda name: -columns[name][EVERY])
+    found: dict[Address, float] = {(name, c): value for name in order for c, value in columns[name].items()}
+    first = next(iter(seen.values())).rows
+    alone = {
+        SEEN: first.where(attack=list(TRAINED), knowledge="victim").mean("right_attacked"),
+        UNSEEN: _unseen(first).mean("right_attacked"),
+        CLEAN: first.clean.mean("right_clean"),
+    }
+    return found | {(NO_DEFENCE, column): 100 * value for column, value in alone.items()}
+
+
+def of_method(rows: Samples) -> dict[str, float]:
+    """The columns of one method."""
+    attacked, clean = rows.where(attacked=1), rows.clean
+    # with the clean image: who always raises the alarm is right on no image
+    knowing = Samples.cat([attacked.where(knowledge="defence"), clean])
+    found = {
+        EVERY: 100 * worst(Samples.cat([attacked, clean])).mean("right"),
+        KNOWING: 100 * worst(knowing).mean("right"),
+        SEEN: 100 * attacked.where(attack=list(TRAINED), knowledge="victim").mean("right"),
+        UNSEEN: 100 * _unseen(rows).mean("right"),
+        CLEAN: 100 * clean.mean("right"),
+    }
+    told = Samples.cat([attacked.where(attack=list(TRAINED), knowledge="victim"), clean])
+    if "said" in rows:
+        found |= {IDENTIFIED: 100 * told.mean("identified"), ECE: calibration_error(told)}
+    if scores := score_names(rows):
+        found |= {AUROC: auroc(told, scores[0]), TPR: 100 * tpr_at_fpr(told, scores[0])}
+    return found | {MS: 1000 * rows.mean("answer_s"), PARAMETERS: float(rows["parameters"].max())}
+
+
+def _unseen(rows: Samples) -> Samples:
+    names = [name for name in ("cw_l2", "square", "pgd_l2") if name in rows.attacks]
+    return rows.where(attack=names, knowledge="victim")
+
+
+def defences() -> Study:
+    """The leaderboard."""
+    return Study(
+        id="leaderboard/defences",
+        title="Every method under one protocol",
+        runs={name: list(words) for name, words in METHODS.items()},
+        evaluations={name: Evaluation(run=name, overrides=("@tested",), probe=Latency()) for name in METHODS},
+        numbers=numbers,
+        claims={
+            "not trained adversarially, none keeps a tenth of the images under attackers who know it": _none,
+            "adversarial training keeps most under every attacker": _hardened_first,
+            "every method puts right more than half of what the seen attacks fooled": _all_help,
+        },
+        units=UNITS,
+        notes=(
+            "Sorted by the share of images that are right as they are and under every attacker here: a bound from above.",
+            "seen: FGSM, PGD, DeepFool, on which all were trained; unseen: C&W L2, Square, PGD in L2. Detection and "
+            "identification are of the seen ones and clean images. Milliseconds are of a processor, per image.",
+            "Sizes are those of the scale, not of the papers.",
+        ),
+    )
+
+
+def _none(t: Table) -> Claim:
+    return every(t[name, KNOWING] < 10 for name in METHODS if name != HARDENED)
+
+
+def _hardened_first(t: Table) -> Claim:
+    return every(
+        t["adversarial training", EVERY] > t[name, EVERY] for name in METHODS if name != "adversarial training"
+    )
+
+
+def _all_help(t: Table) -> Claim:
+    return every(t[name, SEEN] > (t[NO_DEFENCE, CLEAN] + t[NO_DEFENCE, SEEN]) / 2 for name in METHODS)
+
+
+STUDIES = {"defences": defences}
+"""Name under ``leaderboard/`` -> the study."""
