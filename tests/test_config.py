@@ -44,6 +44,8 @@ COMPOSED = {
     "digits_redrl_delta": ["method=redrl_delta", "mix=redrl_digits"],
     "digits_redrl_image": ["method=redrl_image", "mix=redrl_digits"],
     "redrl_open": ["data=cifar10", "mix=redrl_open"],
+    "leaderboard": ["data=mnist", "mix=leaderboard"],
+    "leaderboard_test": ["data=mnist", "mix=leaderboard_test"],
     "fashion_mnist_redrl": ["data=fashion_mnist", "method=redrl", "mix=redrl_32"],
     "cifar10_first4000_redrl": ["data=cifar10_first4000", "method=redrl", "mix=redrl_32"],
     "cdd_red_unseen": ["data=cifar10", "mix=cdd_red_unseen"],

@@ -212,3 +212,21 @@ def test_the_table():
     assert table.columns == ("check", "found", "verdict")
     assert {row[2] for row in table.rows} <= {"green", "amber", "red"}
     assert [graded(value, 0.1, 0.2) for value in (0.1, 0.15, 0.2, 0.21)] == ["green", "amber", "amber", "red"]
+
+
+@pytest.mark.slow
+def test_trust_full_is_in_the_report(call, tmp_path):
+    """Of a run that others made; what was measured is what stands in the page."""
+    from redlab.runs.cli import evaluate
+
+    words = ["bank=null", "only=pgd", "data.limit_test=16", "data.limit_val=16", "trainer.enable_progress_bar=false"]
+    code, said, error = call(evaluate, f"run={DEMO}", "trust=full", "out=out", *words)
+    assert code == 0, error
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Can these numbers be believed?" in page
+    for name in ("unbounded, nothing is left", "a planted example is found", "8 bits change nothing"):
+        assert name in page
+    assert "attacks anew for more" not in page
+    assert "Checking gradients" in said
+    code, _, error = call(evaluate, f"run={DEMO}", "trust=half", "out=other")
+    assert (code, "trust=half must be full" in error) == (1, True)

@@ -1,0 +1,78 @@
+"""The columns of the leaderboard, by hand."""
+
+import pytest
+import torch
+
+from redlab.metrics import Samples
+from redlab.studies.leaderboard import CLEAN, EVERY, KNOWING, METHODS, NO_DEFENCE, SEEN, UNSEEN, defences, numbers
+from redlab.studies.study import Seen
+
+ATTACKS = ("clean", "fgsm", "pgd", "deepfool", "square", "aware_pgd", "aware_square")
+
+
+def rows(right):
+    """Four images in each cell; ``right``: attack -> which of them are right."""
+    cells = [
+        (ATTACKS.index(name), image, float(value))
+        for name, values in right.items()
+        for image, value in enumerate(values)
+    ]
+    attack, image, good = (torch.tensor(part) for part in zip(*cells, strict=True))
+    zeros = torch.zeros(len(image), dtype=torch.int64)
+    columns = {
+        "attack": attack,
+        "image": image,
+        "right": good.double(),
+        "victim": zeros,
+        "judge": zeros,
+        "setting": zeros,
+    }
+    columns |= {
+        "attacked": (attack > 0).double(),
+        "knowledge": (attack >= 5).long(),
+        "right_clean": torch.ones(len(image)).double(),
+    }
+    columns |= {"right_attacked": (attack == 0).double(), "answer_s": torch.full((len(image),), 0.002).double()}
+    columns |= {"parameters": torch.full((len(image),), 10.0).double()}
+    names = {
+        "attack": ATTACKS,
+        "setting": ("",),
+        "victim": ("net",),
+        "judge": ("net",),
+        "knowledge": ("victim", "defence"),
+    }
+    return Samples(columns, names)
+
+
+GOOD = {
+    "clean": [1, 1, 1, 0],
+    "fgsm": [1, 1, 1, 1],
+    "pgd": [1, 1, 0, 0],
+    "deepfool": [1, 1, 1, 1],
+    "square": [1, 0, 0, 0],
+    "aware_pgd": [1, 1, 0, 0],
+    "aware_square": [1, 0, 1, 0],
+}
+ALARM = {name: [int(name != "clean")] * 4 for name in GOOD}
+
+
+def test_the_columns():
+    found = numbers({"CDD-RED": Seen(rows=rows(ALARM)), "DO": Seen(rows=rows(GOOD))})
+    assert found["DO", EVERY] == 25
+    assert found["DO", KNOWING] == 25  # the second is wrong by one of them, the third by the other
+    assert found["DO", SEEN] == pytest.approx(100 * 10 / 12)
+    assert found["DO", UNSEEN] == 25
+    assert found["DO", CLEAN] == 75
+    assert found["DO", "ms per image"] == pytest.approx(2)
+    assert found["DO", "parameters"] == 10
+    # who always raises the alarm is right on no image that is not attacked, and so under no attacker
+    assert (found["CDD-RED", EVERY], found["CDD-RED", KNOWING], found["CDD-RED", SEEN]) == (0, 0, 100)
+    assert list(dict.fromkeys(name for name, _ in found)) == ["DO", "CDD-RED", NO_DEFENCE]
+    assert (found[NO_DEFENCE, CLEAN], found[NO_DEFENCE, SEEN]) == (100, 0)
+
+
+def test_every_method_is_trained_and_tested_in_one_way():
+    made = defences()
+    assert set(made.runs) == set(made.evaluations) == set(METHODS)
+    assert {evaluation.overrides for evaluation in made.evaluations.values()} == {("@tested",)}
+    assert all(len(words) == 2 and words[1].startswith("@") for words in made.runs.values())
