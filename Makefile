@@ -1,5 +1,7 @@
-.PHONY: install test lint format types all ci
-install:
+.PHONY: install test lint format types site all ci
+instsite:
+	mkdocs build
+all:
 	pip install -e '.[test]'
 test:
 	pytest

@@ -12,36 +12,15 @@ ATTACKS = ("clean", "fgsm", "pgd", "deepfool", "square", "aware_pgd", "aware_squ
 
 def rows(right):
     """Four images in each cell; ``right``: attack -> which of them are right."""
-    cells = [
-        (ATTACKS.index(name), image, float(value))
-        for name, values in right.items()
-        for image, value in enumerate(values)
-    ]
+    cells = [(ATTACKS.index(name), i, float(value)) for name, values in right.items() for i, value in enumerate(values)]
     attack, image, good = (torch.tensor(part) for part in zip(*cells, strict=True))
-    zeros = torch.zeros(len(image), dtype=torch.int64)
-    columns = {
-        "attack": attack,
-        "image": image,
-        "right": good.double(),
-        "victim": zeros,
-        "judge": zeros,
-        "setting": zeros,
-    }
-    columns |= {
-        "attacked": (attack > 0).double(),
-        "knowledge": (attack >= 5).long(),
-        "right_clean": torch.ones(len(image)).double(),
-    }
-    columns |= {"right_attacked": (attack == 0).double(), "answer_s": torch.full((len(image),), 0.002).double()}
-    columns |= {"parameters": torch.full((len(image),), 10.0).double()}
-    names = {
-        "attack": ATTACKS,
-        "setting": ("",),
-        "victim": ("net",),
-        "judge": ("net",),
-        "knowledge": ("victim", "defence"),
-    }
-    return Samples(columns, names)
+    zeros, ones = torch.zeros(len(image), dtype=torch.int64), torch.ones(len(image), dtype=torch.float64)
+    columns = {"attack": attack, "image": image, "victim": zeros, "judge": zeros, "setting": zeros}
+    columns |= {"right": good.double(), "attacked": (attack > 0).double(), "knowledge": (attack >= 5).long()}
+    columns |= {"right_clean": ones, "right_attacked": (attack == 0).double()}
+    columns |= {"answer_s": 0.002 * ones, "parameters": 10 * ones}
+    names = {"attack": ATTACKS, "setting": ("",), "victim": ("net",), "judge": ("net",)}
+    return Samples(columns, names | {"knowledge": ("victim", "defence")})
 
 
 GOOD = {

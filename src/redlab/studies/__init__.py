@@ -45,8 +45,8 @@ STUDIES: dict[str, Callable[[], Study]] = {
 def find(pattern: str) -> list[Study]:
     """The studies whose names match a pattern, such as ``cdd_red/table1``, or ``cdd_red`` for all of a paper.
 
-    >>> [study.id for study in find("cdd_red/table[1]")]
-    ['cdd_red/table1']
+    >>> find("cdd_red/table[1]")[0].id
+    'cdd_red/table1'
 
     Raises:
         ValueError: none does; the message names the nearest one.
