@@ -291,7 +291,7 @@ def test_redlab_is_both_commands(call, monkeypatch, tmp_path):
     # what Lightning starts the other ranks with
     assert seen == [(4, [main, "train", "seed=4", "hydra.run.dir='run'"])]
 
-    def evaluate(run, words, out, allow, dry):
+    def evaluate(run, words, out, allow, dry, trust):
         seen.append((run, words, list(sys.argv)))
 
     monkeypatch.setattr("redlab.runs.train.evaluate", evaluate)

@@ -29,9 +29,8 @@ def images(n=4, **options):
 
 def test_dir_shows_what_there_is_and_all_of_it_is_there():
     parts = {"attacks", "data", "methods", "metrics", "studies", "victims"}
-    assert (
-        {*parts, "AttackMix", "Component", "evaluate", "load", "__version__"} == set(dir(redlab)) == set(redlab.__all__)
-    )
+    calls = {"AttackMix", "Component", "diagnose", "evaluate", "load", "save_pretrained"}
+    assert {*parts, *calls, "__version__"} == set(dir(redlab)) == set(redlab.__all__)
     for name in dir(redlab):
         assert getattr(redlab, name) is not None
     assert redlab.AttackMix({"pgd": redlab.Component(attack=redlab.attacks.PGD())}).names == ("clean", "pgd")
