@@ -83,7 +83,6 @@ def asked(
     *,
     allow: Sequence[str] = (),
     false_alarms: float = FALSE_ALARMS,
-    name: str | None = None,
 ) -> Asked:
     """Loads runs, each with its threshold; arguments and errors are those of `diagnose`.
 
@@ -91,7 +90,6 @@ def asked(
         runs: folders or checkpoints.
         allow: see ``redlab.load``.
         false_alarms: share of clean images that may count as attacked.
-        name: what the run is called where there is one; None: as its folder.
     """
     if not runs:
         raise ConfigError("run= names no run to ask; give one, such as run=outputs/<date>/<time>.")
@@ -107,7 +105,7 @@ def asked(
         if trains_victim(method.run.config):
             raise ConfigError(f"run={run} trains a classifier, which says nothing of an attack; give a defence.")
         method.to(device)
-        called = name or folder_of(path).name
+        called = folder_of(path).name
         while any(each.name == called for each in examiners):
             called += "'"
         victims = {n: victim.to(device) for n, victim in method.run.victims.items()}
@@ -121,7 +119,9 @@ def asked(
     if len(set(sizes)) > 1:
         raise ConfigError(f"The runs take images of other sizes each (channels, size): {sizes}; ask them one by one.")
     (channels, size), first = sizes[0], examiners[0].method.run.config["data"]
-    names = classes or [str(number) for number in range(first["num_classes"])]
+    if not isinstance(classes, list) or len(classes) != first["num_classes"]:  # of a checkpoint that does not say
+        classes = [str(number) for number in range(first["num_classes"])]
+    names = [str(name) for name in classes]
     return Asked(examiners=examiners, classes=names, channels=channels, size=size, said=said)
 
 
