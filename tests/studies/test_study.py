@@ -29,6 +29,7 @@ from redlab.studies import (
     merge_overrides,
 )
 from redlab.studies.card import card
+from redlab.studies.study import DIAGNOSIS
 
 PAPER = PaperTable(
     name="paper/table",
@@ -245,3 +246,34 @@ def test_studies_are_found_by_pattern() -> None:
     with pytest.raises(ValueError, match="did you mean 'cdd_red/table1'"):
         find("cdd_red/tabel1")
     assert Number((1.0,)) == Number((1.0,), "of any name")
+
+
+def cells(attacked: float, *, knows: bool) -> Samples:
+    """100 clean images, and as many attacked ones of which a share is still right to the victim."""
+    kinds = [(0, 0, 1.0), (1, 0, attacked), *([(1, 1, 0.0)] if knows else [])]
+    columns: dict[str, list[float]] = {}
+    for attack, knowledge, right in kinds:
+        for image in range(100):
+            row = {"attack": attack, "knowledge": knowledge, "image": image, "victim": 0, "judge": 0, "setting": 0}
+            row |= {"attacked": float(attack), "right_attacked": float(image < 100 * right), "right_clean": 1.0}
+            for key, value in (row | {"right": row["right_attacked"]}).items():
+                columns.setdefault(key, []).append(value)
+    names = {"attack": ("clean", "pgd"), "knowledge": ("victim", "defence"), "victim": ("net",), "judge": ("net",)}
+    return Samples(columns, names | {"setting": ("",)})
+
+
+def test_a_card_has_the_worst_of_each_check(tmp_path: Path) -> None:
+    """Of the first seed; where nothing is claimed nobody need know the defence."""
+    asked = {"A": Evaluation(run="A"), "B": Evaluation(run="B", overrides=DIAGNOSIS)}
+    plain: dict[str, Any] = {"numbers": lambda seen: {("PA", "A"): 1.0}, "claims": {}}
+    seen = {"A": Seen(rows=cells(0.0, knows=True)), "B": Seen(rows=cells(0.7, knows=False))}
+    found = made([seen], study(evaluations=asked, **plain), seen=seen)
+    checks = {check["check"]: check for check in found.checks}
+    assert (checks["attacks work on the victim"]["at"], checks["attacks work on the victim"]["verdict"]) == ("B", "red")
+    assert checks["an attacker who knows the defence does better"]["at"] == "A"
+    assert checks["an attacker who knows the defence does better"]["verdict"] == "green"
+    assert "Checks, each where it is worst" in card_markdown(found)
+    assert Card.load(found.save(tmp_path / "card.json")) == found
+    claimed = made([seen], study(evaluations={n: Evaluation(run=n) for n in "AB"}, **plain), seen=seen)
+    assert {c["verdict"] for c in claimed.checks if c["check"].startswith("an attacker who knows")} == {"red"}
+    assert made([seed((0.5, 0.6))]).checks == []  # of rows that say nothing of it

@@ -18,6 +18,9 @@ from redlab.report.tables import Table, percent
 
 POINTS = 0.02
 """What an accuracy may differ by without a word."""
+VERDICTS = ("green", "amber", "red")
+KNOWN = "an attacker who knows the defence does better"
+CAUTION = "Red: do not believe the numbers as they are. Green does not say that you may."
 
 
 class Check(NamedTuple):
@@ -74,7 +77,7 @@ def of_rows(rows: Samples) -> list[Check]:
 
 
 def _known(told: Samples, knowing: Samples) -> Check:
-    name = "an attacker who knows the defence does better"
+    name = KNOWN
     if not len(knowing):
         return Check(name, "nobody who knows it attacked", "red")
     aware = min(group.mean("right") for _, group in knowing.groups("attack"))
@@ -120,6 +123,5 @@ def points(value: float) -> str:
 
 def table_of(checks: Sequence[Check], *, full: bool = False) -> Table:
     """The strip: a line for each check."""
-    note = "Red: do not believe the numbers as they are. Green does not say that you may."
     more = () if full else ("These are of the test alone; evaluate.py run=... trust=full attacks anew for more.",)
-    return Table("Checks", ("check", "found", "verdict"), tuple(checks), (note, *more))
+    return Table("Checks", ("check", "found", "verdict"), tuple(checks), (CAUTION, *more))

@@ -154,6 +154,7 @@ class Lab:
             data=data,
             device=_device_name(),
             seconds=time.perf_counter() - started,
+            seen=seen[0],
         )
         path = found.save(out / ("_".join(filter(None, (self.study.id, data, self.scale))) + ".json"))
         for each in card_tables(found):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,10 @@ from matplotlib.figure import Figure
 
 from redlab.provenance import commit, versions
 from redlab.report import tables
+from redlab.report.checks import CAUTION, KNOWN, VERDICTS, of_rows
 from redlab.report.figures import comparison
 from redlab.studies.numbers import FAILS, HOLDS, Claim
-from redlab.studies.study import Seen, Study
+from redlab.studies.study import DIAGNOSIS, Seen, Study
 from redlab.studies.table import Table
 
 MISSING = "no number"
@@ -67,6 +68,8 @@ class Card:
         versions: of the packages that judged.
         seconds: wall-clock time; runs that were found, not trained, take next to none.
         date: UTC, ISO 8601.
+        checks: whether the rows of the first seed can be believed (``redlab.report.checks``): of each check the worst
+            evaluation, what was found there, and the verdict.
     """
 
     study: str
@@ -87,6 +90,7 @@ class Card:
     versions: dict[str, str]
     seconds: float
     date: str
+    checks: list[dict[str, str]] = field(default_factory=list)
 
     def save(self, path: Path) -> Path:
         """Writes the card as JSON and makes the folder where needed."""
@@ -117,6 +121,7 @@ def card(
     data: str,
     device: str,
     seconds: float,
+    seen: Mapping[str, Seen] | None = None,
 ) -> Card:
     """Judges the numbers of a study and puts them beside the paper's.
 
@@ -128,6 +133,7 @@ def card(
         data: name of the data set.
         device: name of the device.
         seconds: wall-clock time.
+        seen: the evaluations of the first seed, whose rows are checked.
 
     Raises:
         ValueError: a run of the study is missing, or the runs are not of the same seeds.
@@ -169,7 +175,21 @@ def card(
         versions=versions(),
         seconds=round(seconds, 1),
         date=datetime.now(UTC).isoformat(timespec="seconds"),
+        checks=_checked(study, seen or {}),
     )
+
+
+def _checked(study: Study, seen: Mapping[str, Seen]) -> list[dict[str, str]]:
+    """Of each check the evaluation where it is worst; of who knows the defence, where something is claimed."""
+    worst: dict[str, tuple[int, dict[str, str]]] = {}
+    for name, each in seen.items():
+        told = set(DIAGNOSIS) <= set(study.evaluations[name].overrides)
+        for check in of_rows(each.rows):
+            grade = VERDICTS.index(check.verdict)
+            if not (told and check.name == KNOWN) and grade > worst.get(check.name, (-1, {}))[0]:
+                entry = {"check": check.name, "at": name, "found": check.found, "verdict": check.verdict}
+                worst[check.name] = grade, entry
+    return [entry for _, entry in worst.values()]
 
 
 def draw(study: Study, seen: Mapping[str, Seen], table: Table, card: Card) -> Figure | None:
@@ -213,10 +233,14 @@ def card_tables(card: Card) -> list[tables.Table]:
     notes = [" ".join(f"{whose}: {data}." for whose, data in sources.items() if data)] if any(sources.values()) else []
     notes += [f"† {row}, {column}: {text}" for row, of in card.paper_doubts.items() for column, text in of.items()]
     verdicts = tuple((c["text"], c["verdict"], c["paper"], c["numbers"]) for c in card.claims)
-    return [
+    found = [
         tables.Table(card.title, ("", *heads), tuple(rows), tuple(notes)),
         tables.Table("Conclusions", ("the paper's conclusion", "ours", "paper", "our numbers"), verdicts),
     ]
+    if card.checks:
+        lines = tuple((c["check"], f"{c['found']} ({c['at']})", c["verdict"]) for c in card.checks)
+        found.append(tables.Table("Checks, each where it is worst", ("check", "found", "verdict"), lines, (CAUTION,)))
+    return found
 
 
 def card_markdown(card: Card) -> str:
