@@ -133,7 +133,9 @@ class Examination:
             Check("accuracy falls as eps grows", text, graded(rise, few, 0.05)),
             Check("unbounded, nothing is left", percent(unbounded), graded(unbounded, image, 0.05)),
             Check(
-                "more steps change nothing", f"{points(-gain)} by {5 * STEPS}", graded(gain, max(image, 0.005), 0.05)
+                "more steps change nothing",
+                f"{points(-gain)} in {5 * STEPS} steps",
+                graded(gain, max(image, 0.005), 0.05),
             ),
             Check("one step does not beat many", points(-weak), graded(weak, few, 0.05)),
             Check("a black box or a transfer does not beat the white box", points(-black), graded(black, few, 0.05)),

@@ -115,10 +115,10 @@ def _wilson(share: float, many: int, z: float = 1.96) -> tuple[float, float]:
 def points(value: float) -> str:
     """A difference of shares, with its sign.
 
-    >>> points(-0.012)
-    '-1.2 points'
+    >>> points(-0.012), points(-0.0001)
+    ('-1.2 points', '+0.0 points')
     """
-    return f"{100 * value:+.1f} points"
+    return f"{round(100 * value, 1) + 0.0:+.1f} points"
 
 
 def table_of(checks: Sequence[Check], *, full: bool = False) -> Table:
