@@ -14,6 +14,7 @@ GIVEN = {
     "attunet_gan": {},
     "cdd_red": {"paper": ["data.root=there", "data.num_classes=1000"]},
     "gred": {},
+    "leaderboard": {},
     "redrl": {"paper": ["data.root=there"]},
 }
 """What a user has to say."""
