@@ -221,7 +221,7 @@ def test_a_run_in_a_folder_with_a_strange_name(call, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     folder, seen = tmp_path / "it's [a=1,b=2] {c}", []
     monkeypatch.setattr("redlab.runs.train.train", lambda cfg, out: seen.append((out, cfg.seed)))
-    monkeypatch.setattr("redlab.runs.train.evaluate", lambda run, words, out, **_: seen.append((run, out)))
+    monkeypatch.setattr("redlab.runs.train.evaluate", lambda run, words, out, *_, **__: seen.append((run, out)))
     assert call(cli.train, f"hydra.run.dir=~/{folder.name}", "seed=3")[0] == 0
     assert call(cli.train, f"resume=~/{folder.name}/")[0] == 0
     assert call(cli.evaluate, f"run=~/{folder.name}", f"out=~/{folder.name}")[0] == 0
