@@ -18,7 +18,7 @@ pytestmark = [
 WITHOUT_NUMBERS = {"gred/table6": "its detectors are so bad that no attack gets past them"}
 
 
-@pytest.mark.parametrize("paper", ["add_defense", "attunet_gan", "cdd_red", "gred"])
+@pytest.mark.parametrize("paper", ["add_defense", "attunet_gan", "cdd_red", "gred", "leaderboard"])
 def test_every_study_runs_and_leaves_a_card(paper: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     made = lab.studies(f"{paper}/*", "smoke", [0], [], tmp_path / "results")
