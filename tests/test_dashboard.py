@@ -229,6 +229,10 @@ def test_only_steps_that_a_logger_writes_are_logged(players, tmp_path, monkeypat
             self.a, self.b, self.every, self.steps = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False), every, 0
             self.players = {"a": [self.a], "b": [self.b]} if players == 2 else {}
 
+        def on_train_epoch_end(self):  # whatever is not of a step is always logged
+            super().on_train_epoch_end()
+            self.log("end", float(self.steps))
+
         @property
         def logs_now(self):
             return self.every or super().logs_now
@@ -254,6 +258,7 @@ def test_only_steps_that_a_logger_writes_are_logged(players, tmp_path, monkeypat
         quiet = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu", "devices": 1}
         trainer = Trainer(callbacks=[monitors.Pace()], default_root_dir=folder, **options, **quiet)
         trainer.fit(Toy(every), DataLoader(torch.zeros(4), batch_size=1))
+        assert trainer.callback_metrics["end"] == 8
         monkeypatch.setattr(LightningModule, "log", log)
         with (Path(logger.log_dir) / "metrics.csv").open() as file:
             rows = list(csv.DictReader(file))

@@ -118,7 +118,7 @@ def values_of(word: Any) -> list[Any]:
 def constant(words: Sequence[str]) -> list[str]:
     """The keys that have one value in all jobs.
 
-    >>> constant(["seed=0,1", "data=digits", "+x=choice(1,2)"])
+    >>> constant(["seed=0,1", "data=digits", "+x=choice(1,2)", "lr=1", "lr=1,2"])
     ['data']
     """
     last = {override.key_or_group: override for override in _parsed(words)}  # of a key twice, the last one counts
