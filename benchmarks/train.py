@@ -142,6 +142,11 @@ def measure(name: str, steps: int, rounds: int, place: Path) -> dict[str, Any]:
     torch.set_num_threads(1)
     filter_known_warnings()
     words = words_of(name, steps, place)
+    there = len(made(words)[2].splits.train)
+    if there * 0.9 < steps * BATCH:  # a tenth is for validation
+        raise SystemExit(
+            f"--steps {steps} of {BATCH} images are more than there are: at most {int(there * 0.9) // BATCH}"
+        )
     lightning, hand, crafting = [], [], []
     for number in range(rounds + 1):
         torch.manual_seed(0)

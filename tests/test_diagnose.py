@@ -213,6 +213,7 @@ def test_several_runs_and_one_file(call, run, digits, tmp_path):
         (["empty", "run={run}"], "empty holds no file that is named like an image"),
         (["photos", "run=nowhere"], "nowhere: no such checkpoint"),
         (["photos", "run={run}", "flaots=true"], "no key 'flaots'. Did you mean 'floats'?"),
+        (["photos", "run={run}", "floats=yes"], "floats=yes must be true or false"),
         (["photos", "run={run}", "false_alarms=2"], "false_alarms=2 must be a share"),
         (["--demo", "run={run}"], "--demo has images and a run of its own"),
     ],

@@ -228,5 +228,7 @@ def test_trust_full_is_in_the_report(call, tmp_path):
         assert name in page
     assert "attacks anew for more" not in page
     assert "Checking gradients" in said
+    code, _, error = call(evaluate, "study=gred/fig3", "trust=full")
+    assert (code, "goes with run=" in error) == (1, True)
     code, _, error = call(evaluate, f"run={DEMO}", "trust=half", "out=other")
     assert (code, "trust=half must be full" in error) == (1, True)

@@ -24,6 +24,8 @@ FALSE_ALARMS = 0.01
 """Share of clean images that a threshold may let through as attacked."""
 UNKNOWN = "unknown"
 """The attack of an image where no attack has more than half of the probability of all attacks."""
+CHANGE = "change of prediction"
+"""The score of a method that has none of its own."""
 ITSELF = "the defence"
 """Who says the class of an image, where the method does and not a victim."""
 
@@ -117,7 +119,7 @@ class Examiner:
                 elif restored is not None:
                     after = {name: _probabilities(net(restored)) for name, net in self.victims.items()}
         if said.scores is None:
-            scored_by, score = "change of prediction", _change(before, after)
+            scored_by, score = CHANGE, _change(before, after)
         else:
             scored_by = str(said.verdict)
             score = said.scores[scored_by].double()
@@ -173,7 +175,7 @@ class Diagnosis:
     def detecting(self) -> Finding:
         """Says whether an image is attacked: the first with a score of its own, or else by the change of prediction."""
         every = list(self.findings.values())
-        return next((found for found in every if found.scored_by != "change of prediction"), every[0])
+        return next((found for found in every if found.scored_by != CHANGE), every[0])
 
     @property
     def identifying(self) -> Finding | None:

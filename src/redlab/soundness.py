@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from redlab.attacks import FGSM, PGD, GaussianNoise, Square
 from redlab.attacks.guard import guard, logits_of
 from redlab.attacks.margin import margin
-from redlab.batch import CLEAN, capabilities
+from redlab.batch import capabilities
 from redlab.crafting import Component
 from redlab.crafting.defended import surface
 from redlab.evaluation import answers
@@ -272,7 +272,7 @@ class Examination:
         if said.attack_logits is not None:
             return said.attack_logits.argmax(1)
         if said.scores is not None:
-            return (said.scores[str(said.verdict)] > CLEAN).long()
+            return (said.scores[str(said.verdict)] > 0).long()
         return self._said(x).argmax(1)
 
     def _held_out(self) -> list[Check]:

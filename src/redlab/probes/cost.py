@@ -16,7 +16,33 @@ from redlab.rng import generator
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cost:
+class _Timed:
+    repeats: int = 3
+
+    def __post_init__(self) -> None:
+        if self.repeats < 1:
+            raise ValueError(f"repeats must be at least 1, got {self.repeats}")
+
+    def least(self, work: Callable[[], None], batch: AttackBatch) -> Tensor:
+        """(B,) seconds for an image, the least of the repeats."""
+        seconds = min(_seconds(work, batch.adv.device) for _ in range(self.repeats))
+        return torch.full((len(batch),), seconds / len(batch), dtype=torch.float64)
+
+
+def _seconds(work: Callable[[], None], device: torch.device) -> float:
+    if device.type == "cpu":
+        started = time.process_time()
+        work()
+        return time.process_time() - started
+    torch.accelerator.synchronize()
+    started = time.perf_counter()
+    work()
+    torch.accelerator.synchronize()
+    return time.perf_counter() - started
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost(_Timed):
     """Seconds for an image of the batch, the same for all: of the processor, or of the clock on other devices.
 
     Columns ``step_s``, the terms of the loss and their gradient (a method with ``loss_terms``, such as CDD-RED), and
@@ -25,12 +51,6 @@ class Cost:
     Attributes:
         repeats: how many times each is done, at least 1.
     """
-
-    repeats: int = 3
-
-    def __post_init__(self) -> None:
-        if self.repeats < 1:
-            raise ValueError(f"repeats must be at least 1, got {self.repeats}")
 
     def __call__(
         self, method: Any, victims: Mapping[str, nn.Module], batch: AttackBatch, said: Answers
@@ -54,27 +74,11 @@ class Cost:
             with torch.no_grad():
                 method.estimate(batch.adv)
 
-        columns = {}
-        for name, work in (("step_s", step), ("restore_s", restore)):
-            least = min(self._seconds(work, batch.adv.device) for _ in range(self.repeats))
-            columns[name] = torch.full((len(batch),), least / len(batch), dtype=torch.float64)
-        return columns
-
-    @staticmethod
-    def _seconds(work: Callable[[], None], device: torch.device) -> float:
-        if device.type == "cpu":
-            started = time.process_time()
-            work()
-            return time.process_time() - started
-        torch.accelerator.synchronize()
-        started = time.perf_counter()
-        work()
-        torch.accelerator.synchronize()
-        return time.perf_counter() - started
+        return {"step_s": self.least(step, batch), "restore_s": self.least(restore, batch)}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Latency:
+class Latency(_Timed):
     """What it takes to ask a method, whatever it can do, the same for all images of a batch.
 
     Columns ``answer_s``, seconds for an image in the batch, of the processor, or of the clock on other devices, the
@@ -83,12 +87,6 @@ class Latency:
     Attributes:
         repeats: how many times it is asked, at least 1.
     """
-
-    repeats: int = 3
-
-    def __post_init__(self) -> None:
-        if self.repeats < 1:
-            raise ValueError(f"repeats must be at least 1, got {self.repeats}")
 
     def __call__(
         self, method: Any, victims: Mapping[str, nn.Module], batch: AttackBatch, said: Answers
@@ -99,7 +97,6 @@ class Latency:
             with torch.no_grad():
                 answers(method, batch.adv, batch.clean)
 
-        least = min(Cost._seconds(ask, batch.adv.device) for _ in range(self.repeats))
-        trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
-        facts = {"answer_s": least / len(batch), "parameters": float(trained)}
-        return {name: torch.full((len(batch),), value, dtype=torch.float64) for name, value in facts.items()}
+        trained = float(sum(p.numel() for p in method.parameters() if p.requires_grad))
+        parameters = torch.full((len(batch),), trained, dtype=torch.float64)
+        return {"answer_s": self.least(ask, batch), "parameters": parameters}

@@ -54,11 +54,13 @@ def diagnose(argv: list[str]) -> None:
     share = own["false_alarms"]
     if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share < 1:
         raise ConfigError(f"false_alarms={share} must be a share of clean images in [0, 1), such as 0.01.")
+    if own["floats"] not in (True, False):
+        raise ConfigError(f"floats={own['floats']} must be true or false.")
     from redlab.runs.diagnose import report
 
     how: dict[str, Any] = {"allow": names_in(own["allow"]), "false_alarms": float(share)}
     with _folder(own["out"], "diagnose") as out:
-        report(None if demo else paths, own["run"], out, floats=own["floats"] is True, **how)
+        report(None if demo else paths, own["run"], out, floats=own["floats"], **how)
 
 
 def export(argv: list[str]) -> None:

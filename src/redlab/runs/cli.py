@@ -315,6 +315,8 @@ def _evaluation(argv: list[str]) -> None:
         finally:
             take_away_unused()
     else:
+        if own["trust"] is not None:
+            raise ConfigError(f"trust={own['trust']} goes with run=..., not with study=...: leave it out.")
         seeds = own["seeds"] if isinstance(own["seeds"], list) else [own["seeds"]]
         if not seeds or not all(type(seed) is int and 0 <= seed < 2**32 for seed in seeds):
             raise ConfigError(f"seeds must be whole numbers from 0, such as seeds=[0,1,2], got {own['seeds']!r}.")
