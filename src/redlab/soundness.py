@@ -34,12 +34,11 @@ from redlab.report.checks import POINTS, Check, graded, points
 from redlab.report.tables import percent
 
 STEPS = 40
+SAME = 1e-4
+"""How far answers of a defence that does not draw may lie apart."""
 ROWS = 8
 """Images whose gradient is compared with finite differences."""
 Pairs = tuple[Tensor, Tensor]
-
-
-# ---- of a defence that is at hand -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -100,8 +99,9 @@ class Examination:
             "long": self._pgd(self.eps, 5 * STEPS),
             "one step": Component(attack=FGSM(eps=self.eps), knowledge="defence"),
             "black box": Component(attack=Square(eps=self.eps, queries=300), knowledge="defence"),
-            "eot": self._pgd(self.eps, gradient={"eot": 8}),
         }
+        if self._spread[0] > SAME:  # the dearest, and for who does not draw the same as the exact one
+            aware["eot"] = self._pgd(self.eps, gradient={"eot": 8})
         if "restorer" in capabilities(self.defence):
             aware["bpda"] = self._pgd(self.eps, gradient="bpda")
         return evaluate(
@@ -127,7 +127,8 @@ class Examination:
         weak = tested - self._right("one step")
         black = max(tested - self._right("black box"), tested - self._right("blind"))
         clean, noisy = self.rows.clean.mean("right"), self._right("noise")
-        text = " > ".join(map(percent, (half, whole, double)))
+        sizes = ", ".join(f"{factor * self.eps:.3g}" for factor in (0.5, 1, 2))
+        text = f"{' > '.join(map(percent, (half, whole, double)))} (eps {sizes})"
         few = max(image, POINTS)
         checks = [
             Check("accuracy falls as eps grows", text, graded(rise, few, 0.05)),
@@ -190,15 +191,18 @@ class Examination:
                 errors.append((measured - told).abs() / torch.maximum(measured.abs(), told.abs()).clamp(min=1e-6))
         return float(torch.stack(errors).amin(0).median())
 
-    def _draws(self) -> list[Check]:
-        """Five answers to the same images."""
+    @cached_property
+    def _spread(self) -> tuple[float, float]:
+        """Of five answers to the same images, how far they lie apart, and the share of images whose answer turns."""
         x = self.test[0][:32]
         with _ready(self.defence, *self.victims.values()), torch.no_grad():
             runs = [self._said(x) for _ in range(5)]
         differ = max(float((run - runs[0]).abs().max()) for run in runs)
-        turned = float(torch.stack([(run.argmax(1) != runs[0].argmax(1)) for run in runs]).any(0).double().mean())
-        name = "five runs give the same answer"
-        if differ <= 1e-4:
+        return differ, float(torch.stack([run.argmax(1) != runs[0].argmax(1) for run in runs]).any(0).double().mean())
+
+    def _draws(self) -> list[Check]:
+        name, (differ, turned) = "five runs give the same answer", self._spread
+        if differ <= SAME:
             return [Check(name, "yes", "green")]
         exact, eot = self._right("whole"), self._right("eot")
         text = f"{percent(turned)} of the answers turn; exact {percent(exact)}, EOT {percent(eot)} right"

@@ -184,10 +184,11 @@ class AttackDataModule(LightningDataModule):
             keep_images=keep_images,
         )
 
-    def clean_images(self, many: int) -> tuple[Tensor, Tensor]:
-        """The first of the validation images (B, C, H, W) in [0, 1], and their labels (B,), on the victims' device."""
+    def clean_images(self, many: int, part: str = "val") -> tuple[Tensor, Tensor]:
+        """The first images (B, C, H, W) in [0, 1] of a part, and their labels (B,), on the victims' device."""
         self.setup_data()
-        raw = self.splits.train.__getitems__([Key(int(i), 0, True) for i in self.indices["val"][:many]])
+        source = self.splits.test if part == "test" else self.splits.train
+        raw = source.__getitems__([Key(int(i), 0, True) for i in self.indices[part][:many]])
         return _floats(raw.image).to(self.device), raw.label.to(self.device)
 
     @property

@@ -17,7 +17,7 @@ from redlab.batch import is_oracle
 from redlab.diagnosis import FALSE_ALARMS, Diagnosis, Examiner, examine
 from redlab.report.tables import percent
 from redlab.runs.check import ConfigError, trains_victim
-from redlab.runs.checkpoints import find_checkpoint, read_checkpoint
+from redlab.runs.checkpoints import find_checkpoint
 from redlab.runs.console import console
 from redlab.runs.loading import load
 from redlab.runs.pretrained import CALIBRATION, folder_of
@@ -98,7 +98,6 @@ def asked(
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     for run in map(Path, runs):
         path = find_checkpoint(run)
-        record = read_checkpoint(path)["redlab"]
         method = load(path, allow=allow)
         if is_oracle(method):
             raise ConfigError(f"run={run} sees the clean image beside the attacked one: nothing can be asked of it.")
@@ -114,8 +113,8 @@ def asked(
         data = method.run.config["data"]
         examiners.append(examiner)
         sizes.append((data["channels"], data["image_size"]))
-        classes = classes or record.get("classes")
-        said.append(_line(examiner, record["config"]))
+        classes = classes or method.run.classes
+        said.append(_line(examiner, method.run.config))
     if len(set(sizes)) > 1:
         raise ConfigError(f"The runs take images of other sizes each (channels, size): {sizes}; ask them one by one.")
     (channels, size), first = sizes[0], examiners[0].method.run.config["data"]

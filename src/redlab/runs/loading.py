@@ -33,6 +33,7 @@ class Run:
         config: resolved, as plain values.
         victims: by name.
         mix: its attacks.
+        classes: names of the classes; None of a checkpoint that does not say.
         data: the data module, for ``trainer.test(method, datamodule=method.run.data)`` and ``trainer.predict``.
     """
 
@@ -40,6 +41,7 @@ class Run:
     victims: Mapping[str, nn.Module]
     mix: AttackMix
     data: AttackDataModule
+    classes: Sequence[str] | None = None
 
 
 def load(run: str | Path, *, allow: Sequence[str] = ()) -> Method:
@@ -61,7 +63,9 @@ def load(run: str | Path, *, allow: Sequence[str] = ()) -> Method:
     cfg = finalise(OmegaConf.create(config))
     method, data = build(cfg, checkpoint["redlab"]["victims"], trained=trained_with(cfg, checkpoint["redlab"]))
     load_weights(method, path, checkpoint)
-    method.run = Run(config=as_plain(cfg), victims=data.victims, mix=data.mix, data=data)
+    method.run = Run(
+        config=as_plain(cfg), victims=data.victims, mix=data.mix, data=data, classes=checkpoint["redlab"].get("classes")
+    )
     return method.eval()
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from redlab.batch import Key, attackable
+from redlab.batch import attackable
 from redlab.crafting.adaptive import DEFAULT_EPS
 from redlab.data import AttackDataModule
 from redlab.methods.base import Method
@@ -36,8 +36,6 @@ def examined(cfg: DictConfig, method: Method, data: AttackDataModule) -> list[Ch
     on_gpu = cfg.trainer.accelerator != "cpu" and torch.accelerator.is_available()
     device = torch.accelerator.current_accelerator() if on_gpu else torch.device("cpu")
     places = {module: next(module.parameters()).device for module in (method, *data.victims.values())}
-    test = data.splits.test.__getitems__([Key(int(i), 0, True) for i in data.indices["test"][:IMAGES]])
-    x = (test.image.float() / 255 if test.image.dtype == torch.uint8 else test.image).to(device)
     attackers = dict(data.mix.adaptive)
     budgets = [_budget(component.attack) for component in attackers.values()]
     try:
@@ -47,7 +45,7 @@ def examined(cfg: DictConfig, method: Method, data: AttackDataModule) -> list[Ch
         return Examination(
             defence=method.eval(),
             victims=data.victims,
-            test=(x, test.label.to(device)),
+            test=data.clean_images(IMAGES, "test"),
             held=held,
             eps=max((eps for eps in budgets if eps), default=DEFAULT_EPS),
             attackers=attackers or None,
