@@ -149,6 +149,15 @@ def test_a_helper_may_be_a_victim(tiny):
         configured(tiny, helpers={"features": "vgg"})
 
 
+@pytest.mark.parametrize("method", ["do", "redrl", "add_defense", "gred"])
+def test_on_a_cpu_weights_lie_channels_last(tiny, method):
+    words = [w for w in tiny if not w.startswith("method.")]
+    made, _ = build.build(finalise(compose([*words, f"method={method}", "mix=attunet", "init=null"])))
+    told = [p for p in made.parameters() if p.ndim == 4 and p.shape[1] > 1 and p.shape[2:].numel() > 1]
+    assert told
+    assert all(p.is_contiguous(memory_format=torch.channels_last) for p in told)
+
+
 def test_a_wrong_helper_is_found_before_training(tiny):
     with pytest.raises(ConfigError, match=r"Unknown key 'method.helpers.features.widht'"):
         configured(tiny, "+method.helpers.features.widht=3")

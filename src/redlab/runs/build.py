@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from filelock import FileLock
 from hydra.utils import instantiate
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
@@ -324,6 +325,8 @@ def build(
     known = victims if trained.victims is None else trained.victims
     names = mix.names if trained.attack_names is None else trained.attack_names
     method = make_method(cfg.method, offers(trained.cfg, known, helpers, names))
+    if cfg.trainer.accelerator == "cpu" or not torch.accelerator.is_available():
+        method.to(memory_format=torch.channels_last)  # measured on CPUs only, see results/README.md
     if trains_victim(cfg):
         victims = {str(next(iter(cfg.victims))): method}
     # as a partial, since Hydra would copy modules that are handed to it
