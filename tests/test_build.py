@@ -104,8 +104,8 @@ def test_a_victim_is_trained_on_no_held_out_image(tiny):
     mine, theirs = (set(torch.cat([d.indices["train"], d.indices["val"]]).tolist()) for d in (data, own))
     assert not mine & theirs
     whole = build.victim_data(finalise(compose([*tiny])), "small_cnn", {}, data)
-    assert whole.use == "all"
-    assert own.use == "seen"
+    assert whole._choice.use == "all"
+    assert own._choice.use == "seen"
 
 
 # ---- helpers --------------------------------------------------------------------------------------------------------

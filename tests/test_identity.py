@@ -48,6 +48,8 @@ MOVES = (
     ("data.hold_out", {V, R, E}),
     ("data.use", {R}),
     ("data.limit_test", {R, E}),
+    ("data.test_on", {R, E}),
+    ("data.shuffle_attacks", {R}),
     (("data.num_workers", "data.eval_batch_size"), {}),
     (("data.source", "data.mix", "data.victims", "data.seed"), {}),  # redlab hands these over itself
     # victims

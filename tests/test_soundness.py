@@ -10,7 +10,7 @@ from redlab.attacks import PGD
 from redlab.batch import Key
 from redlab.crafting import Component
 from redlab.metrics import Samples
-from redlab.report.checks import graded, of_rows, table_of
+from redlab.report.checks import by_chance, graded, of_rows, table_of
 from redlab.runs.diagnose import DEMO
 from redlab.soundness import Examination
 
@@ -109,7 +109,7 @@ def test_an_honest_defence_has_no_red_check(demo, images):
     ("fraud", "named"),
     [
         (Masks(), {"gradients agree with finite differences", "the exact gradient is the best one"}),
-        (Draws(), {"five runs give the same answer"}),
+        (Draws(), {"five runs give the same answer", "a fixed seed protects as fresh ones do"}),
         (ReadsTheFile(), {"8 bits change nothing"}),
         (None, {"images held out are restored as well"}),
     ],
@@ -119,6 +119,35 @@ def test_a_fraud_turns_a_named_check_red(demo, images, fraud, named):
     fraud = Remembers(images[0][0]) if fraud is None else fraud
     found = verdicts(fraud, demo, images)
     assert named <= {name for name, check in found.items() if check.verdict == "red"}, found
+
+
+class DrawsElsewhere(Restorer):
+    """From a generator of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.generator = torch.Generator().manual_seed(0)
+
+    def estimate(self, x):
+        return (x + 0.4 * torch.randn(x.shape, generator=self.generator)).clamp(0, 1)
+
+
+class DrawsLittle(Restorer):
+    """Far too little to change an answer."""
+
+    def estimate(self, x):
+        return (x + 0.002 * torch.randn_like(x)).clamp(0, 1)
+
+
+@pytest.mark.parametrize(
+    ("defence", "verdict"), [(Draws(), "red"), (DrawsLittle(), "green"), (DrawsElsewhere(), "amber")]
+)
+def test_what_comes_from_draws_alone_is_found_by_fixing_them(demo, images, defence, verdict):
+    examined = Examination(defence=defence, victims=demo.run.victims, test=images[0], eps=EPS)
+    state = torch.get_rng_state()
+    (check,) = examined._fixed(1.0 if verdict == "red" else 0.0)
+    assert check.verdict == verdict, check
+    assert torch.equal(state, torch.get_rng_state())
 
 
 @pytest.mark.slow
@@ -132,6 +161,27 @@ def test_an_attack_of_too_few_steps_is_red(demo, images):
 
 
 # ---- of rows --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("said", "verdict"),
+    [
+        ({"clean": 0, "fgsm": 0, "pgd": 0}, "green"),  # always the same: right on all of one attack
+        ({"clean": 0, "fgsm": 1, "pgd": 0}, "red"),
+        ({"clean": 0, "fgsm": 1, "pgd": 2}, "red"),
+    ],
+)
+def test_who_learns_attacks_that_are_told_by_lot_is_red(said, verdict):
+    names, many = ("clean", "fgsm", "pgd"), {"clean": 10, "fgsm": 100, "pgd": 30}
+    truth = torch.tensor([i for i, name in enumerate(names) for _ in range(many[name])])
+    answer = torch.tensor([said[name] for name in names])[truth]
+    columns = {"attack": truth, "said": answer, "identified": (truth == answer).double()}
+    columns |= {"attacked": (truth > 0).double(), "knowledge": torch.zeros(len(truth), dtype=torch.int64)}
+    found = Samples(columns, {"attack": names, "said": names, "knowledge": ("victim", "defence")})
+    (check,) = by_chance(found)
+    assert check.verdict == verdict
+    assert check.found.endswith("by chance 33.3 %")
+    assert by_chance(Samples({})) == []
 
 
 def rows(cells, alarm=None):

@@ -83,8 +83,8 @@ class Examination:
     # ---- attackers --------------------------------------------------------------------------------------------------
 
     def _pgd(self, eps: float, steps: int = STEPS, **more: Any) -> Component:
-        step = max(2.5 * eps / steps, eps / 40)
-        return Component(attack=PGD(eps=eps, step_size=step, steps=steps), knowledge="defence", **more)
+        attack = PGD(eps=eps, step_size=max(2.5 * eps / steps, eps / 40), steps=steps)
+        return Component(attack=attack, knowledge="defence", **more)
 
     @cached_property
     def rows(self) -> Samples:
@@ -206,7 +206,25 @@ class Examination:
             return [Check(name, "yes", "green")]
         exact, eot = self._right("whole"), self._right("eot")
         text = f"{percent(turned)} of the answers turn; exact {percent(exact)}, EOT {percent(eot)} right"
-        return [Check(name, f"no: {text}", "red" if turned > 0 or exact - eot > POINTS else "amber")]
+        check = Check(name, f"no: {text}", "red" if turned > 0 or exact - eot > POINTS else "amber")
+        return [check, *self._fixed(exact)]
+
+    def _fixed(self, fresh: float) -> list[Check]:
+        """The same draws at every call, which the attacker then sees: what is left does not come from the draws."""
+        x, y = self.test
+        victim = next(iter(self.victims.values()))
+        network = surface(self.defence, victim)
+        if getattr(network, "rejects", False):
+            return []
+        name, fixed = "a fixed seed protects as fresh ones do", _Fixed(network, self.seed)
+        with _ready(self.defence, victim), guard(fixed), torch.no_grad():
+            if float((fixed(x) - fixed(x)).abs().max()) > SAME:
+                return [Check(name, "it does not draw from torch's generator, whose seed could be fixed", "amber")]
+            attacked = PGD(eps=self.eps, step_size=self.eps / 16, steps=STEPS)(fixed, x, y)
+            right = float((fixed(attacked).argmax(1) == y).double().mean())
+        return [
+            Check(name, f"fixed {percent(right)}, fresh {percent(fresh)} right", graded(fresh - right, POINTS, 0.05))
+        ]
 
     def _said(self, x: Tensor) -> Tensor:
         """(B, K) what decides: the logits of the whole defence, or the verdict and what is not it."""
@@ -253,7 +271,7 @@ class Examination:
         """What 8 bits, which PNG keeps, and JPEG make of attacked and clean images."""
         attacked, clean = self._adversarial, self.test[0]
         with _ready(self.defence, *self.victims.values()), torch.no_grad():
-            whole, kept = self._alarmed(attacked), self._alarmed(_eight_bits(attacked))
+            whole, kept = self._alarmed(attacked), self._alarmed((attacked * 255).round() / 255)
             name = "8 bits change nothing"
             moved = float((whole != kept).double().mean())
             checks = [Check(name, f"{percent(moved)} of the answers on attacked images", graded(moved, 0.05, 0.15))]
@@ -312,6 +330,20 @@ def _ready(*modules: Any) -> ExitStack:
     return stack
 
 
+class _Fixed(nn.Module):
+    """A network that draws the same at every call."""
+
+    def __init__(self, network: nn.Module, seed: int) -> None:
+        super().__init__()
+        self.network, self.seed = network, seed
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, K)."""
+        with torch.random.fork_rng([] if x.device.type == "cpu" else [x.device], device_type=x.device.type):
+            torch.manual_seed(self.seed)
+            return logits_of(self.network, x, 0)
+
+
 class _Planted(nn.Module):
     """Two logits behind a network, of which the second is the greater beyond a plane."""
 
@@ -354,10 +386,6 @@ def _plant(network: nn.Module, x: Tensor, eps: float, seed: int) -> _Planted | N
         return None
     _, weight, bias = best
     return _Planted(network, weight.to(x), bias.to(x))
-
-
-def _eight_bits(x: Tensor) -> Tensor:
-    return (x * 255).round() / 255
 
 
 def _jpeg(x: Tensor, quality: int = 90) -> Tensor:

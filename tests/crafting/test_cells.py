@@ -222,6 +222,7 @@ def test_by_default_a_pgd_of_the_largest_budget_knows_the_defence(components: di
         knowledge="defence",
     )  # type: ignore[union-attr]
     assert aware.attack.eps == pytest.approx(eps)  # type: ignore[union-attr]
+    assert mix.adaptive_eps == pytest.approx(eps)
 
 
 def test_adaptive_cells_come_last_and_nobody_is_trained_on_them() -> None:
@@ -236,6 +237,7 @@ def test_adaptive_cells_come_last_and_nobody_is_trained_on_them() -> None:
     assert mix.cells(["a", "b"], adaptive=False) == plain
     assert mix.attack_names == ("clean", "fgsm", "pgd", "eot")
     assert mix.setting_names(2) == ("eps=0.1", "eps=0.2")
+    assert mix.adaptive_eps == 0.2
     for deal in ("random", "stratified", "all"):
         dealt = AttackMix(dict(mix.components), adaptive=mine, deal=deal)  # type: ignore[arg-type]
         assert set(craft(dealt).attack.tolist()) == {0, 1}

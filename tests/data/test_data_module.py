@@ -1,6 +1,6 @@
 import functools
 import os
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import lightning as L
@@ -192,6 +192,8 @@ def test_no_validation():
             {"hold_out": 8, "use": "held_out"},
             "batch_size=12 is more than the 7 training images, which are left of 8 by",
         ),
+        ({"test_on": "train"}, r"data.test_on must be one of \('test', 'val'\), got 'train'"),
+        ({"test_on": "val", "val_size": 0}, "data.test_on=val needs validation images: set data.val_size"),
         ({"num_workers": -1}, "data.num_workers must be at least 0, .* got -1"),
         ({"val_size": float("nan")}, "data.val_size must be .* got nan"),
         ({"val_size": 0.001}, r"data.val_size=0.001 of 60 training images is less than one: .* data.val_size=1"),
@@ -206,6 +208,46 @@ def test_no_validation():
 def test_refuses(options, message):
     with pytest.raises(ValueError, match=message):
         indices(module(**options), "train")
+
+
+def test_a_test_on_validation_images_sees_those_of_the_validation_and_no_test_image():
+    plain, chosen = module(val_size=9, limit_val=7), module(val_size=9, limit_val=7, test_on="val")
+    plain.setup_data()
+    chosen.setup_data()
+    assert chosen.indices["test"].tolist() == chosen.indices["val"].tolist() == plain.indices["val"].tolist()
+    seen = torch.cat(
+        [chosen.craft(raw, stage="test", cell=chosen.test_cells[0]).clean for raw in chosen._loader("test")]
+    )
+    assert torch.equal(seen[:7], splits().train.images[plain.indices["val"]].float() / 255)
+    assert torch.equal(chosen.clean_images(7, "test")[0], plain.clean_images(7)[0])
+    # the attacks are those of a test, whatever they are made on
+    limited = module(val_size=9, limit_val=7, limit_test=3, test_on="val")
+    limited.setup_data()
+    assert set(limited.indices["test"].tolist()) < set(plain.indices["val"].tolist())
+    assert len(limited.indices["test"]) == 3
+
+
+def test_attacks_told_by_lot_are_those_of_nobody_and_a_test_tells_the_truth():
+    """And so does the validation; what is crafted, of which a bank may be made, knows nothing of it."""
+    plain, shuffled = Recorder(), Recorder()
+    for recorder, lot in ((plain, False), (shuffled, True)):
+        data = module(batch_size=54, shuffle_attacks=lot)
+        trainer(max_epochs=2).fit(recorder, datamodule=data)
+        trainer().test(recorder, datamodule=data, verbose=False)
+    for stage in ("val", "test"):
+        pairs = zip(plain.seen[stage], shuffled.seen[stage], strict=True)
+        for one, other in ((a, b) if stage == "val" else (a[1], b[1]) for a, b in pairs):
+            same(one, other)
+    told = []
+    for (_, truth), (_, lot) in zip(plain.seen["train"], shuffled.seen["train"], strict=True):
+        same(truth, replace(lot, attack=truth.attack))
+        agreeing = float((truth.attack == lot.attack).double().mean())
+        assert abs(agreeing - 1 / 3) < 0.26  # of 54 images: four standard deviations
+        assert set(lot.attack.tolist()) == {0, 1, 2}
+        told.append(lot.attack)
+    assert not torch.equal(*told)
+    raw = next(iter(data.train_dataloader()))
+    same(data.craft(raw, stage="train"), module(batch_size=54).craft(raw, stage="train"))
 
 
 def test_a_batch_larger_than_the_data_is_refused_before_anything_runs():

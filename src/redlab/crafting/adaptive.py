@@ -25,10 +25,15 @@ def default_adaptive(
     Returns:
         One component; its budget is 8/255 where the mix has none. A patch's is of its window only, and does not count.
     """
-    budgets = [eps for name, component in components.items() for eps in _linf(component, distributions[name])]
-    eps = max(budgets, default=DEFAULT_EPS)
+    eps = largest_linf(components, distributions)
     attack = PGD(norm="linf", eps=eps, step_size=eps / 10, steps=40)
     return {"aware_pgd": Component(attack=attack, knowledge="defence")}
+
+
+def largest_linf(components: Mapping[str, Component], distributions: Mapping[str, Mapping[str, Distribution]]) -> float:
+    """The largest linf budget of some components, 8/255 where there is none; arguments as for `default_adaptive`."""
+    budgets = [eps for name, component in components.items() for eps in _linf(component, distributions[name])]
+    return float(max(budgets, default=DEFAULT_EPS))
 
 
 def _linf(component: Component, drawn: Mapping[str, Distribution]) -> Iterator[float]:

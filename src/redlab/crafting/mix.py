@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from redlab.batch import AttackBatch
-from redlab.crafting.adaptive import check_adaptive, default_adaptive
+from redlab.crafting.adaptive import check_adaptive, default_adaptive, largest_linf
 from redlab.crafting.component import Component, check_component, setting_names
 from redlab.crafting.craft import ROUNDINGS, Crafter, Rounding
 from redlab.crafting.deal import DEALS, Cell, Deal, Dealer, Plan
@@ -132,6 +132,11 @@ class AttackMix:
             check_attack(name, component, drawn[name])
         self._distributions |= drawn
         return attackers
+
+    @property
+    def adaptive_eps(self) -> float:
+        """The largest linf budget of attackers who know the defence, 8/255 where they have none."""
+        return largest_linf(self.adaptive, self._distributions)
 
     def check(
         self,

@@ -63,7 +63,7 @@ def parts(
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"bank_batch_size must be at least 1, got {batch_size}")
     found = []
-    train, test = data.splits.train, data.splits.test
+    train = data.splits.train
     for epoch in range(epochs) if "train" in stages else ():
         sampler = EpochSampler(data.indices["train"], batch_size=1, seed=data.seed)
         sampler.epoch = epoch
@@ -72,7 +72,9 @@ def parts(
         found.append(_part(data, "val", train, data.indices["val"].tolist(), "val", batch_size))
     cells = data.mix.cells(data.victims, adaptive=False) if "test" in stages else []
     order = data.indices["test"].tolist()
-    found += [_part(data, test_part(c), test, order, "test", batch_size, cell=c) for c in cells if c.attack != CLEAN]
+    found += [
+        _part(data, test_part(c), data.tested, order, "test", batch_size, cell=c) for c in cells if c.attack != CLEAN
+    ]
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,13 +14,12 @@ from redlab.batch import AttackBatch, ImageSource, Key, RawBatch, attackable
 from redlab.crafting import AttackMix, Cell
 from redlab.crafting.bank import Bank
 from redlab.data.banking import test_part, train_part
+from redlab.data.choice import Choice
 from redlab.data.folder import FolderSource, check_images
 from redlab.data.loader import EpochLoader, EpochSampler
 from redlab.data.sources import Splits
 from redlab.evaluation import Evaluator
-from redlab.rng import generator
-
-USES = ("all", "held_out", "seen")
+from redlab.rng import SampleRng
 
 
 class AttackDataModule(LightningDataModule):
@@ -52,6 +52,9 @@ class AttackDataModule(LightningDataModule):
         limit_train: use only so many training images, chosen by ``seed``; None for all.
         limit_val: the same for validation.
         limit_test: the same for test; the choice does not depend on ``seed``, so that all runs are tested alike.
+        test_on: what a test is of: the "test" images, or those of the validation ("val"), on which settings are chosen.
+        shuffle_attacks: tell the training by lot which attack it was, and the test the truth: who is better than chance
+            there has not learnt it in training.
         name: name of the data set.
         num_classes: what the data set must have, None for no check.
         channels: what the images must have, None for no check.
@@ -83,6 +86,8 @@ class AttackDataModule(LightningDataModule):
         limit_train: int | None = None,
         limit_val: int | None = None,
         limit_test: int | None = None,
+        test_on: str = "test",
+        shuffle_attacks: bool = False,
         name: str = "",
         num_classes: int | None = None,
         channels: int | None = None,
@@ -99,21 +104,11 @@ class AttackDataModule(LightningDataModule):
                 raise ValueError(f"data.{what} must be at least 1, got {size}")
         if num_workers < 0:
             raise ValueError(f"data.num_workers must be at least 0, which reads in the main process, got {num_workers}")
-        for what, limit in (("limit_train", limit_train), ("limit_val", limit_val), ("limit_test", limit_test)):
-            if limit is not None and limit < 1:
-                raise ValueError(f"data.{what} must be at least 1, or null for all images, got {limit}")
-        if not (0 <= val_size < 1 or (val_size >= 1 and float(val_size).is_integer())):
-            raise ValueError(f"data.val_size must be a share below 1 or a whole number of images, got {val_size}")
-        if hold_out < 0:
-            raise ValueError(f"data.hold_out must be a number of images, or 0 for none, got {hold_out}")
-        if use not in USES:
-            raise ValueError(f"data.use must be one of {USES}, got {use!r}")
-        if use != "all" and not hold_out:
-            raise ValueError(f"data.use={use} needs images that are held out: set data.hold_out to their number")
+        limits = {"train": limit_train, "val": limit_val, "test": limit_test}
+        self._choice = Choice(seed=seed, val_size=val_size, hold_out=hold_out, use=use, limits=limits, test_on=test_on)
         self.mix, self.victims, self.seed, self.name = mix, dict(victims), seed, name
-        self.hold_out, self.use = hold_out, use
+        self.test_on, self.shuffle_attacks = test_on, shuffle_attacks
         self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
-        self.val_size, self.limits = val_size, {"train": limit_train, "val": limit_val, "test": limit_test}
         self._declared = {"num_classes": num_classes, "channels": channels, "image_size": image_size}
         self._source, self._check_images = source, check_images
         self._splits: Splits | None = None
@@ -145,6 +140,11 @@ class AttackDataModule(LightningDataModule):
                         )
             self._splits = splits
         return self._splits
+
+    @property
+    def tested(self) -> ImageSource:
+        """Where the images of a test lie."""
+        return self.splits.train if self.test_on == "val" else self.splits.test
 
     @property
     def loaded(self) -> bool:
@@ -187,7 +187,7 @@ class AttackDataModule(LightningDataModule):
     def clean_images(self, many: int, part: str = "val") -> tuple[Tensor, Tensor]:
         """The first images (B, C, H, W) in [0, 1] of a part, and their labels (B,), on the victims' device."""
         self.setup_data()
-        source = self.splits.test if part == "test" else self.splits.train
+        source = self.tested if part == "test" else self.splits.train
         raw = source.__getitems__([Key(int(i), 0, True) for i in self.indices[part][:many]])
         return _floats(raw.image).to(self.device), raw.label.to(self.device)
 
@@ -217,33 +217,7 @@ class AttackDataModule(LightningDataModule):
         Raises:
             ValueError: there are not enough training images for what is asked for.
         """
-        order = self._usable()
-        count = len(order)
-        kept = int(self.val_size) if self.val_size >= 1 else round(self.val_size * count)
-        if kept >= count:
-            raise ValueError(
-                f"data.val_size={self.val_size} leaves nothing of {count} images to train on: set a smaller number, or "
-                "a share such as 0.1"
-            )
-        if self.val_size and not kept:
-            raise ValueError(
-                f"data.val_size={self.val_size} of {count} training images is less than one: set a number of images, "
-                "such as data.val_size=1, or 0 for no validation"
-            )
-        # a constant, so that runs with different seeds are tested on the same images
-        test = torch.randperm(len(self.splits.test), generator=generator("test"))
-        parts = {"train": order[kept:], "val": order[:kept], "test": test}
-        self._indices = {part: rows[: self.limits[part]].sort().values for part, rows in parts.items()}
-
-    def _usable(self) -> Tensor:
-        """The training images that may be used, in an order that the seed decides."""
-        count = len(self.splits.train)
-        if self.hold_out >= count:
-            raise ValueError(f"data.hold_out={self.hold_out} leaves nothing of {count} images to train victims on")
-        order = torch.randperm(count, generator=generator("split", self.seed))
-        # a constant, so that no victim of any seed has seen them
-        held = torch.isin(order, torch.randperm(count, generator=generator("held out"))[: self.hold_out])
-        return {"all": order, "held_out": order[held], "seen": order[~held]}[self.use]
+        self._indices = self._choice.of(len(self.splits.train), len(self.splits.test))
 
     def setup(self, stage: str) -> None:
         """Loads the data and moves the victims to the device of this rank.
@@ -298,10 +272,11 @@ class AttackDataModule(LightningDataModule):
                 f"data.batch_size={-(-self.batch_size // world_size) * world_size}"
             )
         if count < self.batch_size:
-            limit, usable = self.limits["train"], len(self._usable())
+            limit, size = self._choice.limits["train"], self._choice.val_size
+            usable = len(self._choice.usable(len(self.splits.train)))
             raise ValueError(
                 f"data.batch_size={self.batch_size} is more than the {count} training images, which are left of "
-                f"{usable} by data.val_size={self.val_size} and data.limit_train="
+                f"{usable} by data.val_size={size} and data.limit_train="
                 f"{'null' if limit is None else limit}: set data.batch_size={max(count // world_size, 1) * world_size}"
             )
 
@@ -317,7 +292,7 @@ class AttackDataModule(LightningDataModule):
             rank=rank,
             world_size=world_size,
         )
-        source: ImageSource = self.splits.test if part == "test" else self.splits.train
+        source = self.tested if part == "test" else self.splits.train
         pin = trainer is not None and trainer.strategy.root_device.type == "cuda"
         return EpochLoader(
             source,
@@ -388,11 +363,16 @@ class AttackDataModule(LightningDataModule):
         if not isinstance(batch, RawBatch) or trainer is None:
             return batch
         if trainer.training:
-            return self.craft(batch, stage="train", epoch=trainer.current_epoch)
+            crafted = self.craft(batch, stage="train", epoch=trainer.current_epoch)
+            return self._by_lot(crafted, trainer.current_epoch) if self.shuffle_attacks else crafted
         if trainer.validating or trainer.sanity_checking:
             return self.craft(batch, stage="val", want_fooled=True)
         cell = self.test_cells[dataloader_idx]
         return self.craft(batch, stage="test", cell=cell, want_fooled=True)
+
+    def _by_lot(self, batch: AttackBatch, epoch: int) -> AttackBatch:
+        draws = SampleRng(self.seed, "train", epoch, batch.index)
+        return replace(batch, attack=draws.integers("shuffled attack", len(self.mix.names)))
 
 
 def _floats(images: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from redlab.metrics import Samples
+from redlab.metrics import Samples, identified_per_attack
 from redlab.report.tables import Table, percent
 
 POINTS = 0.02
@@ -74,6 +74,21 @@ def of_rows(rows: Samples) -> list[Check]:
     text = f"± {50 * (high - low):.1f} points (95 %, {images} images)"
     found.append(Check("enough images", text, graded((high - low) / 2, 0.05, 0.15)))
     return found
+
+
+def by_chance(rows: Samples) -> list[Check]:
+    """Of an identifier that was trained with attacks by lot (``data.shuffle_attacks``): it must know nothing.
+
+    Args:
+        rows: of a test, where attacks are what they are.
+    """
+    if "identified" not in rows:
+        return []
+    shares = identified_per_attack(rows.where(knowledge="victim")).values()
+    # of each attack alike, so that who always names the most frequent one gains nothing
+    share, chance = sum(shares) / max(len(shares), 1), 1 / len(rows.names["said"])
+    text = f"{percent(share)} of each attack, by chance {percent(chance)}"
+    return [Check("attacks told by lot are not learnt", text, graded(share - chance, 0.05, 0.15))]
 
 
 def _known(told: Samples, knowing: Samples) -> Check:

@@ -199,6 +199,7 @@ def victim_data(
             seed=training.seed,
             source=lambda: shared.splits,
             use="seen" if cfg.data.get("hold_out") else "all",
+            test_on="test",
             **loader(training),
         )
         data.setup("fit")

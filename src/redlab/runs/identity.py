@@ -138,6 +138,8 @@ def run_facts(cfg: DictConfig, content: Content, victims: Mapping[str, str]) -> 
     init, trainer = plain.get("init"), plain["trainer"]
     facts = {f"data.{key}": plain["data"].get(key) for key in _DATA}
     facts |= {f"data.{key}": value for key, value in _held_out(plain["data"], "hold_out", "use").items()}
+    facts |= {key: value for key, value in _tested(plain).items() if key == "data.test_on"}
+    facts |= {"data.shuffle_attacks": True} if plain["data"].get("shuffle_attacks") else {}
     facts |= {f"data.source.{part}": found for part, found in content._asdict().items()}
     facts |= {key: value for key, value in leaves(plain["method"], "method") if key.split(".")[-1] not in _NOTED}
     facts |= _attacks(plain, content, victims)
@@ -179,6 +181,19 @@ def _mix(mix: Any, own: Mapping[str, Any], content: Content, path: str = "mix") 
 def _held_out(data: Any, *keys: str) -> dict[str, Any]:
     """What data say of images that no victim sees; nothing where they leave it at that."""
     return {key: data.get(key) for key in keys if data.get(key) not in (None, 0, "all")}
+
+
+def _tested(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides which validation images a test is of; nothing where it is of the test images."""
+    data = plain["data"]
+    if data.get("test_on", "test") == "test":
+        return {}
+    keys = ("test_on", "val_size", "limit_val")
+    return {
+        "seed": plain["seed"],
+        **{f"data.{key}": data.get(key) for key in keys},
+        **_held_out(data, "hold_out", "use"),
+    }
 
 
 def _images(source: Mapping[str, Any]) -> dict[str, Any]:
@@ -232,6 +247,8 @@ def evaluation_identity(
         "trainer.limit_test_batches": plain["trainer"].get("limit_test_batches"),
         "trainer.precision": plain["trainer"].get("precision"),
     }
+    if tested := _tested(plain):
+        facts |= tested | {"data.source.test": content.train}
     attacks = _attacks(plain, content, victims) if attack is None else {"victims": dict(victims), "attack": attack}
     return digest(facts | attacks | _whole_batches(plain, "test"))
 

@@ -144,6 +144,8 @@ class Lab:
             seen.append({name: self.see(runs[asked.run][place], asked) for name, asked in evaluations})
         table = self.study.table(seen)
         data = "+".join(dict.fromkeys(finalise(compose(self.words(name))).data.name for name in self.study.runs))
+        if any("data.test_on=val" in self.words_of.words(asked.overrides) for asked in self.study.evaluations.values()):
+            data += "_validation"
         found = make_card(
             self.study,
             table,

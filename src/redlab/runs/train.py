@@ -19,10 +19,11 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 from rich.text import Text
 
+from redlab.batch import attackable
 from redlab.data import AttackDataModule
 from redlab.methods.base import Method
 from redlab.metrics import Samples
-from redlab.report.checks import Check, of_rows, table_of
+from redlab.report.checks import Check, by_chance, of_rows, table_of
 from redlab.report.measures import tables
 from redlab.report.run_report import run_report
 from redlab.report.tables import console as table_for_console
@@ -267,6 +268,8 @@ def _evaluate(
     started = time.time()
     opening = opened(run, overrides, allow)
     cfg, method, data, path = opening
+    if trust and not attackable(method):
+        raise ConfigError("trust=full attacks the defence, and this one sees the clean image: leave it out.")
     _show_config(cfg, out)
     data.bank = open_bank(cfg, data, stages=("test",))
     loggers = make_loggers(cfg, out, monitor=method.monitor, judged=path)
@@ -298,7 +301,7 @@ def _show_config(cfg: DictConfig, out: Path) -> None:
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
     lines = {
         "method": f"{cfg.choices.method}, seed {cfg.seed}",
-        "data": cfg.data.name,
+        "data": cfg.data.name + (", tested on its validation images" if cfg.data.test_on == "val" else ""),
         "victims": ", ".join(cfg.victims),
         "attacks": f"{', '.join(cfg.mix.components)} (mix={cfg.choices.get('mix')})",
         "device": f"{cfg.trainer.devices} x {device}",
@@ -333,6 +336,7 @@ def _finish(
     metrics = dict(method.numbers)
     if trainer.is_global_zero:
         rows = method.samples or Samples({})
+        checks = [*checks, *by_chance(rows)] if cfg.data.shuffle_attacks else checks
         strip = table_of([*of_rows(rows), *checks], full=bool(checks))
         for table in [*tables(rows), strip]:  # before anything is written, so that no full disk can lose them
             console.print(table_for_console(table))
@@ -350,6 +354,7 @@ def _finish(
             title=f"{cfg.choices.method} on {cfg.data.name}",
             summary=f"Victims: {', '.join(data.victims)}. Attacks: {', '.join(data.mix.names[1:]) or 'none'}. "
             f"Seed {cfg.seed}, {trainer.strategy.root_device}, {minutes:.1f} minutes."
+            + (" Tested on validation images." if cfg.data.test_on == "val" else "")
             + ("" if "csv" in (cfg.get("logger") or {}) else " No curves: they are those of logger=csv."),
             config=OmegaConf.to_yaml(cfg),
             rows=rows,
