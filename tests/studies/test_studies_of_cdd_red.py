@@ -136,6 +136,33 @@ def test_pa_is_the_mean_over_cells_and_distances_over_images() -> None:
     assert table["d(x, x_RED)", "DO"].mean == pytest.approx(2 / 3)
 
 
+def test_the_causes_change_one_thing_each_and_look_at_no_test_image() -> None:
+    of = one("why_table1")
+    assert {name: of.runs[name] for name in RUNS} == RUNS
+    for name, words in of.runs.items():
+        method = name.split(",")[0]
+        assert words[: len(RUNS[method])] == RUNS[method], name
+        if name not in RUNS:
+            more = words[len(RUNS[method]) :]
+            assert len({word.split("=")[0].removesuffix("_adv").removesuffix("_benign") for word in more}) == 1, name
+    assert all("data.test_on=val" in asked.overrides for asked in of.evaluations.values())
+    assert len(of.claims) == 5 * 11
+
+
+def test_the_causes_judge_each_condition_by_its_own_runs() -> None:
+    of = one("why_table1")
+    good = {name: printed("table1", name) for name in RUNS}
+    poor = good["CDD-RED"] | {"pa_adv": good["DO"]["pa_adv"] - 0.05}
+    made = {name: exact(poor if name.startswith("CDD-RED") else good[name.split(",")[0]]) for name in of.runs}
+    made["CDD-RED, lambda=0.08"] = exact(good["CDD-RED"])
+    said = verdicts(of, made)
+    text = "PA_adv: CDD-RED > DS, DO"
+    assert [how for how, verdict in said.items() if text in how and verdict == "holds"] == [
+        f"CDD-RED, lambda=0.08: {text}"
+    ]
+    assert {verdict for how, verdict in said.items() if text not in how} == {"holds"}
+
+
 def test_tableA7_shares_its_runs_with_table1() -> None:
     assert one("tableA7").runs["lambda=0.025"] == RUNS["CDD-RED"]
     assert one("tableA7").runs["DO"] == RUNS["DO"]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from redlab.metrics import Samples, cell_mean
 from redlab.probes import Cost
@@ -66,23 +66,49 @@ def among(table: PaperTable, *columns: str) -> PaperTable:
     return replace(table, columns=columns, rows=rows)
 
 
-def between(t: Table, row: str) -> Claim:
+class Trio(NamedTuple):
+    """The columns that a conclusion of the paper compares."""
+
+    do: str = "DO"
+    red: str = "CDD-RED"
+    ds: str = "DS"
+
+
+OF_TABLE1 = Trio()
+
+
+def between(t: Table, row: str, of: Trio = OF_TABLE1) -> Claim:
     """The order of the paper's distances."""
-    return increasing(t[row, name] for name in ("DO", "CDD-RED", "DS"))
+    return increasing(t[row, name] for name in of)
 
 
-def best(t: Table, row: str) -> Claim:
+def best(t: Table, row: str, of: Trio = OF_TABLE1) -> Claim:
     """CDD-RED above both baselines."""
-    return every(t[row, "CDD-RED"] > t[row, name] for name in ("DS", "DO"))
+    return every(t[row, of.red] > t[row, name] for name in (of.ds, of.do))
 
 
-def as_good_as_ds(t: Table) -> Claim:
+def as_good_as_ds(t: Table, of: Trio = OF_TABLE1) -> Claim:
     """In PA_benign CDD-RED is about equal to DS, and both are far above DO."""
     return (
-        t[PA_BENIGN, "CDD-RED"].near(t[PA_BENIGN, "DS"], by=NEAR)
-        & (t[PA_BENIGN, "DO"] + 15 < t[PA_BENIGN, "DS"])
-        & (t[PA_BENIGN, "DO"] + 15 < t[PA_BENIGN, "CDD-RED"])
+        t[PA_BENIGN, of.red].near(t[PA_BENIGN, of.ds], by=NEAR)
+        & (t[PA_BENIGN, of.do] + 15 < t[PA_BENIGN, of.ds])
+        & (t[PA_BENIGN, of.do] + 15 < t[PA_BENIGN, of.red])
     )
+
+
+def conclusions(of: Trio = OF_TABLE1) -> dict[str, Callable[[Table], Claim]]:
+    """What the paper concludes from Table 1, of three columns of a table."""
+    return {
+        "d: DO < CDD-RED < DS": lambda t: between(t, D, of),
+        "PA_benign: CDD-RED ≈ DS (within 5 points) ≫ DO (by more than 15 points)": lambda t: as_good_as_ds(t, of),
+        "PA_adv: CDD-RED > DS, DO": lambda t: best(t, PA_ADV, of),
+        "benign logit d: CDD-RED ≤ DS < DO": lambda t: (
+            (t[LOGIT_BENIGN, of.red] <= t[LOGIT_BENIGN, of.ds]) & (t[LOGIT_BENIGN, of.ds] < t[LOGIT_BENIGN, of.do])
+        ),
+        "adversarial logit d: CDD-RED < DO < DS": lambda t: increasing(
+            t[LOGIT_ADV, name] for name in (of.red, of.do, of.ds)
+        ),
+    }
 
 
 def over(t: Table, names: Mapping[str, str]) -> dict[str, dict[str, dict[str, Number]]]:
@@ -90,12 +116,15 @@ def over(t: Table, names: Mapping[str, str]) -> dict[str, dict[str, dict[str, Nu
     return {row: {"CDD-RED": {x: t[row, c] for x, c in names.items()}} for row in (D, PA_BENIGN, PA_ADV)}
 
 
+def distances(rows: Samples) -> dict[str, float]:
+    """Alignment, and how far the logits are from those that they should be."""
+    return alignment(rows) | {LOGIT_BENIGN: rows.mean("logit_d_benign"), LOGIT_ADV: rows.mean("logit_d_adv")}
+
+
 def _table1_rows(rows: Samples) -> dict[str, float]:
     known = rows.where(knowledge="victim")
     rms = float((10 ** (-known["psnr"] / 20)).mean())  # psnr is that of the rms for a range of 1
-    return alignment(known) | {
-        LOGIT_BENIGN: known.mean("logit_d_benign"),
-        LOGIT_ADV: known.mean("logit_d_adv"),
+    return distances(known) | {
         RMS: 255 * rms,
         RMS_ATTACK: 255 * rms * known.mean("d_attack") / known.mean("d"),
         ATTACKED: 100 * known.mean("right_attacked"),
@@ -112,17 +141,7 @@ def table1() -> Study:
         runs=RUNS,
         evaluations=OWN,
         numbers=by_column(_table1_rows, attacked=1),
-        claims={
-            "d: DO < CDD-RED < DS": lambda t: between(t, D),
-            "PA_benign: CDD-RED ≈ DS (within 5 points) ≫ DO (by more than 15 points)": as_good_as_ds,
-            "PA_adv: CDD-RED > DS, DO": lambda t: best(t, PA_ADV),
-            "benign logit d: CDD-RED ≤ DS < DO": lambda t: (
-                (t[LOGIT_BENIGN, "CDD-RED"] <= t[LOGIT_BENIGN, "DS"]) & (t[LOGIT_BENIGN, "DS"] < t[LOGIT_BENIGN, "DO"])
-            ),
-            "adversarial logit d: CDD-RED < DO < DS": lambda t: increasing(
-                t[LOGIT_ADV, name] for name in ("CDD-RED", "DO", "DS")
-            ),
-        },
+        claims=conclusions(),
         paper=paper_table("cdd_red", "table1"),
         paper_data=IMAGENET,
         units=UNITS,
