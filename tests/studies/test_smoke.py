@@ -27,7 +27,9 @@ def test_every_study_runs_and_leaves_a_card(paper: str, tmp_path: Path, monkeypa
         data = f"_{card.data}" if card.runs else ""  # params counts, and trains nothing
         path = tmp_path / "results" / f"{card.study}{data}_smoke.json"
         assert Card.load(path) == card
-        assert card.data.endswith("_validation") == (card.study == "cdd_red/why_table1")  # and so does the file's name
+        assert card.data.endswith("_validation") == card.study.split("/")[1].startswith(
+            "why_"
+        )  # and so does the file's name
         assert card.numbers, card.study
         assert path.with_suffix(".md").is_file()
         if card.study not in WITHOUT_NUMBERS:

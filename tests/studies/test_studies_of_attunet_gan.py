@@ -11,7 +11,7 @@ from torch import Tensor
 from redlab.metrics import Samples
 from redlab.runs.config import compose, conf_dir
 from redlab.studies import Claim, Scale, Seen, Study, find
-from redlab.studies.attunet_gan.questions import AT_ONCE, BOTH, FIRST, PREDICTED, TRUE, WRONG
+from redlab.studies.attunet_gan.questions import AT_ONCE, BOTH, CAUSES, FIRST, PREDICTED, TRUE, WRONG
 from redlab.studies.attunet_gan.recovering import (
     AWARE,
     EXPOSED,
@@ -216,6 +216,24 @@ def test_clean_images_may_lose_two_points() -> None:
     assert failing(study, seen(91.5)) == set()
     assert failing(study, seen(90.5)) == {f"{m}: at most 2 points are lost" for m in (NOISE, IMAGE, IMAGE2)}
     assert set(study.printed.cells) <= set(study.table([seen(92)]).cells)
+
+
+def test_the_causes_of_stage_2_start_from_the_same_stage_1_and_look_at_no_test_image() -> None:
+    study = one("why_stages")
+    assert study.runs[IMAGE] == one("stages").runs[IMAGE]
+    for cause, words in CAUSES.items():
+        *changed, init = study.runs[f"stage 2, {cause}"]
+        assert [*changed[:-1], init] == study.runs[IMAGE]
+        assert (changed[-1], init) == (words, f"init=@stage 1 of {IMAGE}")
+    assert all("data.test_on=val" in asked.overrides for asked in study.evaluations.values())
+    assert list(study.claims) == [f"{column}: at least as good as stage 1" for column in (BOTH, *CAUSES)]
+
+
+def test_the_causes_of_stage_2_are_judged_on_both_networks() -> None:
+    study, means = one("why_stages"), {FIRST: 80, BOTH: 70, **dict.fromkeys(CAUSES, 70), "both": 81}
+    judged = study.judge(study.table([of_stages(means)]))
+    said = {text.split(":")[0]: claim.verdict for text, claim in judged.items()}
+    assert said == {BOTH: "fails", **dict.fromkeys(CAUSES, "fails"), "both": "holds"}
 
 
 def of_stages(mean: Mapping[str, float]) -> dict[str, Seen]:

@@ -183,6 +183,52 @@ def stages() -> Study:
     )
 
 
+CAUSES = {
+    "a tenth of the learning rate": "@slower",
+    "three times as long": "@longer",
+    "both": "@slower_and_longer",
+    "another guide": "@other_guide",
+}
+"""What is changed in stage 2 -> its words in a scale."""
+
+
+def why_stages() -> Study:
+    """Why stage 2 costs accuracy at a small scale: one suspect changed at a time, on validation images."""
+    first = f"stage 1 of {IMAGE}"
+    *stage_2, init = THREE[IMAGE]
+    runs = {first: THREE[first], IMAGE: THREE[IMAGE]}
+    runs |= {f"stage 2, {cause}": [*stage_2, words, init] for cause, words in CAUSES.items()}
+    columns = {FIRST: first, BOTH: IMAGE} | {cause: f"stage 2, {cause}" for cause in CAUSES}
+    evaluation = partial(Evaluation, overrides=(*AT_TABLE1, "data.test_on=val", *DIAGNOSIS))
+    row = "recovered, mean of eps 4 to 16"
+
+    def numbers(seen: Mapping[str, Seen]) -> dict[Address, float]:
+        return {
+            (f"{row}, {part}", column): sum(found[f"{eps}, {part}"] for eps in WITHIN) / len(WITHIN)
+            for column, each in seen.items()
+            for found in [accuracies(each.rows, SIDES[RECOVERED], parts(each.rows))]
+            for part in (GUIDE, OTHER)
+        }
+
+    def helps(t: Table, column: str) -> Claim:
+        return every(t[f"{row}, {part}", FIRST] <= t[f"{row}, {part}", column] for part in (GUIDE, OTHER))
+
+    return Study(
+        id="attunet_gan/why_stages",
+        title="Stage 2 with one thing changed at a time, on validation images",
+        runs=runs,
+        evaluations={column: evaluation(run=run) for column, run in columns.items()},
+        numbers=numbers,
+        claims={
+            f"{column}: at least as good as stage 1": partial(helps, column=column)
+            for column in columns
+            if column != FIRST
+        },
+        units={f"{row}, {part}": "%" for part in (GUIDE, OTHER)},
+        notes=(ROLES, "Not in the paper. Validation images of each seed: none of the test images is looked at."),
+    )
+
+
 HGD_FEATURES, HGD_PIXELS = "HGD, features", "HGD, pixels"
 
 
@@ -265,4 +311,4 @@ def leak() -> Study:
     )
 
 
-STUDIES = {study.__name__: study for study in (params, victims, stages, clean, hgd, leak)}
+STUDIES = {study.__name__: study for study in (params, victims, stages, why_stages, clean, hgd, leak)}
