@@ -14,7 +14,7 @@ from redlab.runs.config import compose, finalise
 from redlab.studies import STUDIES, Claim, Seen, Study, find, paper_table
 from redlab.studies.cdd_red.appendix import MIXTURE, REVERTED, STEPS, tableA8
 from redlab.studies.cdd_red.certifying import PLAIN, RADII
-from redlab.studies.cdd_red.known import RUNS
+from redlab.studies.cdd_red.comparing import RUNS
 from redlab.studies.cdd_red.looking import IOU
 from redlab.studies.cdd_red.perturbing import SHARES, row_correlation
 from redlab.studies.cdd_red.unseen import KNOWING

@@ -10,7 +10,7 @@ from redlab.crafting.component import setting_names
 from redlab.metrics import Samples
 from redlab.probes import Revert
 from redlab.report.plots import curve
-from redlab.studies.cdd_red.known import (
+from redlab.studies.cdd_red.comparing import (
     NEAR,
     NOTES,
     PA_ADV,

@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from redlab.report.plots import heat
-from redlab.studies.cdd_red.known import NOTES, OF_TABLE1, PA_ADV, PA_BENIGN, RUNS, UNITS, Trio, conclusions, distances
+from redlab.studies.cdd_red.comparing import (
+    NOTES,
+    OF_TABLE1,
+    PA_ADV,
+    PA_BENIGN,
+    RUNS,
+    UNITS,
+    Trio,
+    conclusions,
+    distances,
+)
 from redlab.studies.numbers import Claim, Number
 from redlab.studies.study import DIAGNOSIS, Evaluation, Study, by_column
 from redlab.studies.table import Table

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from redlab.probes import Certification
 from redlab.report.plots import curve
-from redlab.studies.cdd_red.known import RUNS
+from redlab.studies.cdd_red.comparing import RUNS
 from redlab.studies.numbers import Number, every, most
 from redlab.studies.study import DIAGNOSIS, Evaluation, Seen, Study
 from redlab.studies.table import Address, Table

@@ -11,7 +11,7 @@ from torch import Tensor
 from redlab.metrics import Samples, auroc, roc
 from redlab.probes import Attribution, AttributionShift
 from redlab.report.plots import distributions, image_grid, roc_figure
-from redlab.studies.cdd_red.known import RUNS, best, diagnosed
+from redlab.studies.cdd_red.comparing import RUNS, best, diagnosed
 from redlab.studies.numbers import every, most
 from redlab.studies.study import Evaluation, Seen, Study, by_column
 from redlab.studies.table import Address, Table

@@ -13,7 +13,7 @@ from redlab.metrics import Samples
 from redlab.probes import Logits, PartialPerturbation, Resemblance, Transfer
 from redlab.report.plots import curve, heat
 from redlab.studies.cdd_red.appendix import PGD_20
-from redlab.studies.cdd_red.known import RUNS, best, diagnosed
+from redlab.studies.cdd_red.comparing import RUNS, best, diagnosed
 from redlab.studies.numbers import Number, average, every, largest, most, rank_correlation
 from redlab.studies.paper_numbers import paper_table
 from redlab.studies.study import DIAGNOSIS, Evaluation, Seen, Study

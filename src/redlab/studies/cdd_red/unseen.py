@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from redlab.metrics import worst
-from redlab.studies.cdd_red.known import (
+from redlab.studies.cdd_red.comparing import (
     NEAR,
     NOTES,
     PA_ADV,
