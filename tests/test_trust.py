@@ -253,6 +253,15 @@ def test_the_users_own_method(tampered, own_module, tmp_path, monkeypatch, capsy
         assert (tmp_path / "out" / "metrics.json").exists() == (code == 0)
 
 
+def test_a_checkpoint_that_is_older_than_a_key_of_the_data(config, tmp_path):
+    old = copy.deepcopy(config)
+    for key in ("test_on", "shuffle_attacks"):
+        del old["data"][key]
+    read = trust.stored_config(tmp_path, old)
+    assert override_stored(read, []).data == override_stored(trust.stored_config(tmp_path, config), []).data
+    assert override_stored(read, ["data.test_on=val"]).data.test_on == "val"
+
+
 def test_what_the_user_types_is_free(config, own_module, tmp_path):
     cfg = override_stored(trust.stored_config(tmp_path, config), ["method._target_=my_module.MyMethod"])
     assert cfg.method._target_ == "my_module.MyMethod"

@@ -1,10 +1,23 @@
 """The columns of the leaderboard, by hand."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from redlab.metrics import Samples
-from redlab.studies.leaderboard import CLEAN, EVERY, KNOWING, METHODS, NO_DEFENCE, SEEN, UNSEEN, defences, numbers
+from redlab.studies.leaderboard import (
+    CLEAN,
+    EVERY,
+    KNOWING,
+    METHODS,
+    NO_DEFENCE,
+    SEEN,
+    UNSEEN,
+    by_attack,
+    defences,
+    numbers,
+)
 from redlab.studies.study import Seen
 
 ATTACKS = ("clean", "fgsm", "pgd", "deepfool", "square", "aware_pgd", "aware_square")
@@ -46,8 +59,32 @@ def test_the_columns():
     assert found["DO", "parameters"] == 10
     # who always raises the alarm is right on no image that is not attacked, and so under no attacker
     assert (found["CDD-RED", EVERY], found["CDD-RED", KNOWING], found["CDD-RED", SEEN]) == (0, 0, 100)
-    assert list(dict.fromkeys(name for name, _ in found)) == ["DO", "CDD-RED", NO_DEFENCE]
     assert (found[NO_DEFENCE, CLEAN], found[NO_DEFENCE, SEEN]) == (100, 0)
+
+
+BAD = GOOD | {"aware_square": [0, 0, 0, 0]}
+
+
+def test_the_best_over_all_seeds_comes_first():
+    """By the first seed that is CDD-RED, by the mean DO; the victim alone has no such number, and comes last."""
+    better = GOOD | {"aware_square": [1, 1, 1, 0], "square": [1, 1, 0, 0], "aware_pgd": [1, 1, 1, 1]}
+    board = replace(defences(), runs={"CDD-RED": [], "DO": []}, evaluations={})
+    seeds = [
+        {"CDD-RED": Seen(rows=rows(GOOD)), "DO": Seen(rows=rows(BAD))},
+        {"CDD-RED": Seen(rows=rows(BAD)), "DO": Seen(rows=rows(better))},
+    ]
+    assert [numbers(seed)["DO", EVERY] for seed in seeds] == [0, 50]
+    assert [numbers(seed)["CDD-RED", EVERY] for seed in seeds] == [25, 0]
+    table = board.table(seeds)
+    assert table.rows == ("DO", "CDD-RED", NO_DEFENCE)
+    (axes, _) = by_attack(seeds[0], table).axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["DO", "CDD-RED", NO_DEFENCE]
+    shown = [label.get_text() for label in axes.get_xticklabels()]
+    assert shown == [*ATTACKS, EVERY]
+    values = axes.images[0].get_array()
+    assert values[1].tolist() == [75, 100, 50, 100, 25, 50, 50, 25]  # of CDD-RED in the first seed
+    assert values[2].tolist()[:5] == [100, 0, 0, 0, 0]
+    assert len(axes.texts) == 8 + 8 + 5  # nobody knows the victim's defence, since it has none
 
 
 def test_every_method_is_trained_and_tested_in_one_way():

@@ -216,10 +216,11 @@ def override_stored(stored: dict[str, Any], overrides: Sequence[str]) -> DictCon
     for key in ("root", "download"):  # written out in what is stored, where conf/data refers to them
         if isinstance(source, DictConfig) and key in source and source[key] == cfg.data.get(key):
             source[key] = f"${{..{key}}}"
+    later = OmegaConf.load(conf_dir() / "base" / "data.yaml")  # whose keys may be younger than the checkpoint
+    if cfg.data._target_ == later._target_:
+        cfg.data = OmegaConf.merge(later, cfg.data)
     cfg.bank = None  # of the training; who wants one for an evaluation says so
-    parsed = parse(overrides)
-    choices = dict(stored.get("choices", {}))
-    fixed = {"method", "experiment", "victim_training"}
+    parsed, choices = parse(overrides), dict(stored.get("choices", {}))
     for override in parsed:
         if override.key_or_group == "init":
             raise ConfigError(f"{override.input_line}: a checkpoint has its own weights; train a new one from there.")
@@ -227,7 +228,7 @@ def override_stored(stored: dict[str, Any], overrides: Sequence[str]) -> DictCon
             raise ConfigError(f"{override.input_line}: nothing can be taken out of what a checkpoint holds; set it.")
     chosen = {o.key_or_group: o for o in parsed if o.key_or_group in _groups()}
     for group, override in chosen.items():
-        if group in fixed:
+        if group in ("method", "experiment", "victim_training"):
             raise ConfigError(f"{override.input_line}: a checkpoint keeps its own {group}; train a new one instead.")
         choices[group] = override.value()
     if chosen:
@@ -307,14 +308,13 @@ _OPTIONAL = ("experiment", "local")
 
 @functools.cache
 def _root_config() -> dict[str, Any]:
-    root: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(conf_dir() / "train.yaml"))  # type: ignore[assignment]
-    return root
+    return OmegaConf.to_container(OmegaConf.load(conf_dir() / "train.yaml"))  # type: ignore[return-value]
 
 
 def _groups() -> list[str]:
     """The groups that the root config composes, in its order."""
-    entries = [entry for entry in _root_config()["defaults"] if isinstance(entry, dict)]
-    names = [str(key).removeprefix("optional ") for entry in entries for key in entry]
+    entries = (entry for entry in _root_config()["defaults"] if isinstance(entry, dict))
+    names = (str(key).removeprefix("optional ") for entry in entries for key in entry)
     return [name for name in names if not name.startswith("override ")]
 
 

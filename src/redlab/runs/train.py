@@ -301,7 +301,7 @@ def _show_config(cfg: DictConfig, out: Path) -> None:
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
     lines = {
         "method": f"{cfg.choices.method}, seed {cfg.seed}",
-        "data": cfg.data.name + (", tested on its validation images" if cfg.data.test_on == "val" else ""),
+        "data": cfg.data.name + (", tested on its validation images" if cfg.data.get("test_on") == "val" else ""),
         "victims": ", ".join(cfg.victims),
         "attacks": f"{', '.join(cfg.mix.components)} (mix={cfg.choices.get('mix')})",
         "device": f"{cfg.trainer.devices} x {device}",
@@ -336,7 +336,7 @@ def _finish(
     metrics = dict(method.numbers)
     if trainer.is_global_zero:
         rows = method.samples or Samples({})
-        checks = [*checks, *by_chance(rows)] if cfg.data.shuffle_attacks else checks
+        checks = [*checks, *by_chance(rows)] if cfg.data.get("shuffle_attacks") else checks
         strip = table_of([*of_rows(rows), *checks], full=bool(checks))
         for table in [*tables(rows), strip]:  # before anything is written, so that no full disk can lose them
             console.print(table_for_console(table))
@@ -354,7 +354,7 @@ def _finish(
             title=f"{cfg.choices.method} on {cfg.data.name}",
             summary=f"Victims: {', '.join(data.victims)}. Attacks: {', '.join(data.mix.names[1:]) or 'none'}. "
             f"Seed {cfg.seed}, {trainer.strategy.root_device}, {minutes:.1f} minutes."
-            + (" Tested on validation images." if cfg.data.test_on == "val" else "")
+            + (" Tested on validation images." if cfg.data.get("test_on") == "val" else "")
             + ("" if "csv" in (cfg.get("logger") or {}) else " No curves: they are those of logger=csv."),
             config=OmegaConf.to_yaml(cfg),
             rows=rows,

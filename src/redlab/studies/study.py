@@ -127,6 +127,8 @@ class Study:
         paper: the paper's table, where it prints one.
         paper_data: data set of the paper's numbers.
         units: row -> its unit in print.
+        sort_by: column by whose mean over the seeds the rows are sorted, the largest first; None: the order of
+            ``numbers``.
         notes: what a reader must know before comparing ours with theirs.
     """
 
@@ -140,6 +142,7 @@ class Study:
     paper: PaperTable | None = None
     paper_data: str = ""
     units: Mapping[str, str] = field(default_factory=dict)
+    sort_by: str | None = None
     notes: Sequence[str] = ()
 
     def __post_init__(self) -> None:
@@ -171,7 +174,8 @@ class Study:
         Raises:
             ValueError: no seed, or seeds whose numbers have different addresses.
         """
-        return Table.of_seeds([self.numbers(seen) for seen in seeds])
+        found = Table.of_seeds([self.numbers(seen) for seen in seeds])
+        return found if self.sort_by is None else found.sorted_by(self.sort_by)
 
     def judge(self, table: Table) -> dict[str, Claim | str]:
         """Every claim by its words; a text instead where a number that it needs is missing.

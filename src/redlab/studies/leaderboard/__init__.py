@@ -10,9 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from matplotlib.figure import Figure
+
 from redlab.metrics import Samples, auroc, calibration_error, score_names, tpr_at_fpr, worst
 from redlab.probes import Latency
-from redlab.studies.numbers import Claim, every
+from redlab.report.plots import heat
+from redlab.studies.numbers import Claim, Number, every
 from redlab.studies.study import Evaluation, Seen, Study
 from redlab.studies.table import Address, Table
 
@@ -45,10 +48,9 @@ TRAINED = ("fgsm", "pgd", "deepfool")
 
 
 def numbers(seen: Mapping[str, Seen]) -> dict[Address, float]:
-    """A row for each method, the best first, and one for the victim alone; what a method cannot do is not there."""
+    """A row for each method, and one for the victim alone; what a method cannot do is not there."""
     columns = {name: of_method(each.rows) for name, each in seen.items()}
-    order = sorted(columns, key=lambda name: -columns[name][EVERY])
-    found: dict[Address, float] = {(name, c): value for name in order for c, value in columns[name].items()}
+    found: dict[Address, float] = {(name, c): value for name, of in columns.items() for c, value in of.items()}
     first = next(iter(seen.values())).rows
     alone = {
         SEEN: first.where(attack=list(TRAINED), knowledge="victim").mean("right_attacked"),
@@ -83,6 +85,26 @@ def _unseen(rows: Samples) -> Samples:
     return rows.where(attack=names, knowledge="victim")
 
 
+def by_attack(seen: Mapping[str, Seen], t: Table) -> Figure:
+    """Of each method, in the order of the table, what is right under each attack alone and under all together."""
+    panel = {name: _right(seen[name].rows, "right") for name in t.column(EVERY)}
+    first = next(iter(seen.values())).rows.where(knowledge="victim")
+    return heat(
+        {"": panel | {NO_DEFENCE: _right(first, "right_attacked")}},
+        low=0,
+        high=100,
+        title="Images that are right under each attack, in %, first seed",
+    )
+
+
+def _right(rows: Samples, measure: str) -> dict[str, Number]:
+    """Attack -> share; under all of them where the defence was attacked, too."""
+    found = {attack: rows.where(attack=attack).mean(measure) for attack in rows.attacks}
+    if len(rows.where(knowledge="defence")):
+        found[EVERY] = worst(rows).mean(measure)
+    return {attack: Number((100 * share,)) for attack, share in found.items()}
+
+
 def defences() -> Study:
     """The leaderboard."""
     return Study(
@@ -96,7 +118,9 @@ def defences() -> Study:
             "adversarial training keeps most under every attacker": _hardened_first,
             "every method puts right more than half of what the seen attacks fooled": _all_help,
         },
+        figure=by_attack,
         units=UNITS,
+        sort_by=EVERY,
         notes=(
             "Sorted by the share of images that are right as they are and under every attacker: a bound from above.",
             "seen: FGSM, PGD, DeepFool, on which all were trained; unseen: C&W L2, Square, PGD in L2. Detection and "
