@@ -58,7 +58,7 @@ def check(paper: str, scale: str, own: tuple[str, ...]) -> None:
     cfg = composed(tuple(merge_overrides(words, own, ["seed=3"])))
     assert cfg.seed == 3
     assert f"method={cfg.choices.method}" in own
-    of_run = {override.key_or_group for override in parse(own)}
+    of_run = {override.key_or_group for override in parse(own) if override.package is None}
     for override in parse(list(words)):
         key = override.key_or_group
         if key in of_run:
