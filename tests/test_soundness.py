@@ -265,6 +265,19 @@ def test_the_table():
 
 
 @pytest.mark.slow
+def test_attacks_told_by_lot_are_checked_in_the_report(call, tiny, tmp_path):
+    from redlab.runs.cli import train
+
+    words = [word for word in tiny if not word.startswith("method.")]
+    words += ["method=redrl_image", "mix=attunet", "data.shuffle_attacks=true", "hydra.run.dir=out", "bank=null"]
+    code, _, error = call(train, *words)
+    assert code == 0, error
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "attacks told by lot are not learnt" in page
+    assert "attacks anew for more" in page  # which trust=full would do
+
+
+@pytest.mark.slow
 def test_trust_full_is_in_the_report(call, tmp_path):
     """Of a run that others made; what was measured is what stands in the page."""
     from redlab.runs.cli import evaluate

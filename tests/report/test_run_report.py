@@ -9,6 +9,7 @@ from redlab.evaluation import Evaluator, gathered
 from redlab.methods.examples import Examples
 from redlab.metrics import Samples
 from redlab.report import run_report as module
+from redlab.report.checks import of_rows, table_of
 from redlab.report.run_report import CAPTIONS, _shown, run_report
 
 
@@ -111,7 +112,7 @@ def report(monkeypatch, tmp_path):
         monkeypatch.setattr(module, "log_figure", lambda loggers, name, figure, folder: figures.update({name: figure}))
         path = run_report(
             tmp_path, title="t", summary="", config="", rows=rows, examples=examples, victims=victims,
-            class_names=["zero", "one"], loggers=[],
+            class_names=["zero", "one"], loggers=[], checks=table_of(of_rows(rows)),
         )  # fmt: skip
         return figures, path.read_text()
 

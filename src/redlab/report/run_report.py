@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from redlab.batch import AttackBatch
 from redlab.metrics import Samples, score_names
 from redlab.report.canvas import log_figure
-from redlab.report.checks import Check, of_rows, table_of
 from redlab.report.figures import accuracy_bars, confusion_map, roc_curves, training_curves
 from redlab.report.html import write_report
 from redlab.report.measures import NONE, headline, tables
 from redlab.report.pictures import Caption, restoration_grid, verdict_grid
+from redlab.report.tables import Table
 
 Said = Mapping[str, Tensor]
 
@@ -49,7 +49,7 @@ def run_report(
     victims: Mapping[str, nn.Module],
     class_names: Sequence[str],
     loggers: Iterable[Any],
-    checks: Sequence[Check] = (),
+    checks: Table,
 ) -> Path:
     """Writes ``figures/*.png`` and ``report.html``, and hands the figures to the loggers.
 
@@ -65,7 +65,7 @@ def run_report(
         victims: name -> victim, on the CPU or wherever; the order gives the ids.
         class_names: names of the classes.
         loggers: Lightning loggers.
-        checks: of the defence itself (``redlab.soundness``), beside those of the rows.
+        checks: whether the numbers can be believed, see ``redlab.report.checks``.
 
     Returns:
         The path of ``report.html``.
@@ -91,7 +91,7 @@ def run_report(
         figures={CAPTIONS[name]: figure for name, figure in figures.items()},
         config=config,
         tables=tables(rows),
-        checks=table_of([*of_rows(rows), *checks], full=bool(checks)),
+        checks=checks,
     )
 
 

@@ -336,8 +336,8 @@ def _finish(
     metrics = dict(method.numbers)
     if trainer.is_global_zero:
         rows = method.samples or Samples({})
-        checks = [*checks, *by_chance(rows)] if cfg.data.get("shuffle_attacks") else checks
-        strip = table_of([*of_rows(rows), *checks], full=bool(checks))
+        lot = by_chance(rows) if cfg.data.get("shuffle_attacks") else []
+        strip = table_of([*of_rows(rows), *lot, *checks], full=bool(checks))
         for table in [*tables(rows), strip]:  # before anything is written, so that no full disk can lose them
             console.print(table_for_console(table))
         (out / "config.yaml").write_text(OmegaConf.to_yaml(cfg))
@@ -362,7 +362,7 @@ def _finish(
             victims=data.victims,
             class_names=data.classes,
             loggers=loggers,
-            checks=checks,
+            checks=strip,
         )
         console.print(f"Report: [bold]{report}[/]")
     return metrics
