@@ -109,7 +109,7 @@ def test_a_mistake_in_train(call, tmp_path, word, says):
         (["run=a", "study=b"], ["run=", "study="]),
         (["run=nowhere"], ["nowhere: no such checkpoint"]),
         (["study=cdd_red/table9"], ["cdd_red/table9", "cdd_red/tableA9"]),
-        (["study=cdd_red/table1", "scale=tiny"], ["'tiny'", "smoke, small, paper"]),
+        (["study=cdd_red/table1", "scale=tiny"], ["'tiny'", "smoke, small, small_cifar, paper"]),
         (["study=cdd_red/table1", "scale=smoke", "trainer.max_epoch=1"], ["Did you mean 'trainer.max_epochs'?"]),
     ],
 )

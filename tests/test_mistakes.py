@@ -469,7 +469,7 @@ def test_a_dry_run_of_a_sweep_checks_every_job(call):
         (["study=cdd_red/table1", "seeds=[-1]"], "seeds must be whole numbers from 0"),
         (["study=cdd_red/table1", "seeds=[1,1]"], "seeds=[1, 1] names a seed twice"),
         (["study=cdd_red/table1", "seeds=[]"], "seeds must be whole numbers"),
-        (["study=cdd_red/table1", "scale=smal"], "it has smoke, small, paper"),
+        (["study=cdd_red/table1", "scale=smal"], "it has smoke, small, small_cifar, paper"),
         (["study=cdd_red/tabel1"], "cdd_red/table1"),
     ],
 )

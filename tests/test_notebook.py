@@ -141,7 +141,7 @@ def test_predict_walks_the_cells_of_the_test(method):
     cells = L.Trainer(**QUIET).predict(method, datamodule=data)
     assert len(cells) == len(data.mix.attack_names)  # clean, attacked, and by who knows the defence
     for number, batches in enumerate(cells):
-        assert sum(len(said["restored"]) for said in batches) == data.limits["test"]
+        assert sum(len(said["restored"]) for said in batches) == len(data.indices["test"])
         for said in batches:
             assert set(AttackBatch.__dataclass_fields__) <= said.keys()
             assert torch.equal(said["restored"], method.restore(said["adv"]))
