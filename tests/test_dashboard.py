@@ -38,6 +38,8 @@ def records(data):
             place += left
             continue
         length, kind = struct.unpack("<HB", data[place + 4 : place + 7])
+        if place + 7 + length > len(data):
+            return  # the last one is still being written
         whole, place = whole + data[place + 7 : place + 7 + length], place + 7 + length
         if kind in (1, 4):  # the whole of a record, or its end
             yield whole
