@@ -211,6 +211,22 @@ def test_content_counts_where_it_is_seen(cfg):
     assert run_identity(cfg, other, victims) != before[R]
 
 
+def test_validation_images_are_some_of_the_training_images(cfg):
+    """So that an evaluation on them depends on what chooses them, and on no test image."""
+    cfg.data.test_on = "val"
+    before, victims = identities(cfg), build.victim_identities(cfg, CONTENT)
+    assert evaluation_identity("a run", cfg, Content("other", CONTENT.test), victims) != before[E]
+    assert moved(before, identities(cfg, Content(CONTENT.train, "other test images"))) == {R}
+    for key, value in (("val_size", 0.2), ("limit_val", 5)):
+        other = copy.deepcopy(cfg)
+        other.data[key] = value
+        assert moved(before, identities(other)) == {R, E}, key
+    held, used = copy.deepcopy(cfg), copy.deepcopy(cfg)
+    held.data.hold_out = used.data.hold_out = 100
+    used.data.use = "held_out"
+    assert E in moved(identities(held), identities(used))
+
+
 @pytest.mark.parametrize("node", ["victims", "mix.components"])
 def test_a_place_is_an_id(cfg, node):
     """The first victim is the classifier of CDD-RED, and attacks are dealt in their order."""

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import nn
 from torch.nn import functional as F
 
@@ -11,6 +12,7 @@ from redlab.batch import Key
 from redlab.crafting import Component
 from redlab.metrics import Samples
 from redlab.report.checks import by_chance, graded, of_rows, table_of
+from redlab.runs import soundness
 from redlab.runs.diagnose import DEMO
 from redlab.soundness import Examination
 
@@ -262,6 +264,26 @@ def test_the_table():
     assert table.columns == ("check", "found", "verdict")
     assert {row[2] for row in table.rows} <= {"green", "amber", "red"}
     assert [graded(value, 0.1, 0.2) for value in (0.1, 0.15, 0.2, 0.21)] == ["green", "amber", "amber", "red"]
+
+
+@pytest.mark.parametrize(("test_on", "held"), [("test", True), ("val", False)])
+def test_images_are_held_out_only_where_they_are_not_tested(demo, monkeypatch, test_on, held):
+    asked = {}
+
+    class Asked:
+        def __init__(self, **given):
+            asked.update(given)
+
+        def checks(self, show):
+            return []
+
+    monkeypatch.setattr(soundness, "Examination", Asked)
+    data = redlab.load(DEMO).run.data
+    data.test_on = test_on
+    data.setup_data()
+    assert soundness.examined(OmegaConf.create(demo.run.config), demo, data) == []
+    assert (asked["held"] is not None) == held
+    assert asked["eps"] == data.mix.adaptive_eps
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from redlab.studies.leaderboard import (
     numbers,
 )
 from redlab.studies.study import Seen
+from redlab.studies.table import Table
 
 ATTACKS = ("clean", "fgsm", "pgd", "deepfool", "square", "aware_pgd", "aware_square")
 
@@ -60,6 +61,19 @@ def test_the_columns():
     # who always raises the alarm is right on no image that is not attacked, and so under no attacker
     assert (found["CDD-RED", EVERY], found["CDD-RED", KNOWING], found["CDD-RED", SEEN]) == (0, 0, 100)
     assert (found[NO_DEFENCE, CLEAN], found[NO_DEFENCE, SEEN]) == (100, 0)
+
+
+def test_rows_without_the_number_come_last():
+    cells = {
+        ("none", "other"): 9.0,
+        ("zero", "x"): 0.0,
+        ("minus", "x"): -1.0,
+        ("three", "x"): 3.0,
+        ("three", "other"): 1.0,
+    }
+    table = Table.of_seeds([cells]).sorted_by("x")
+    assert table.rows == ("three", "zero", "minus", "none")
+    assert {address: number.mean for address, number in table.cells.items()} == cells
 
 
 BAD = GOOD | {"aware_square": [0, 0, 0, 0]}

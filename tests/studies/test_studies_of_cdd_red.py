@@ -149,6 +149,16 @@ def test_the_causes_change_one_thing_each_and_look_at_no_test_image() -> None:
     assert len(of.claims) == 5 * 11
 
 
+def test_the_causes_judge_a_weight_of_ds_beside_the_others_of_table_1() -> None:
+    of, good = one("why_table1"), {name: printed("table1", name) for name in RUNS}
+    poor = good["DS"] | {"d": good["DO"]["d"] / 2}  # nearer than DO, which DS must not be
+    made = {name: exact(poor if name.startswith("DS") else good[name.split(",")[0]]) for name in of.runs}
+    made["DS, weight=0.3"] = exact(good["DS"])
+    text = "d: DO < CDD-RED < DS"
+    holding = [how for how, verdict in verdicts(of, made).items() if text in how and verdict == "holds"]
+    assert holding == [f"DS, weight=0.3: {text}"]
+
+
 def test_the_causes_judge_each_condition_by_its_own_runs() -> None:
     of = one("why_table1")
     good = {name: printed("table1", name) for name in RUNS}
