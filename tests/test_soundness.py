@@ -184,6 +184,8 @@ def test_who_learns_attacks_that_are_told_by_lot_is_red(said, verdict):
     assert check.verdict == verdict
     assert check.found.endswith("by chance 33.3 %")
     assert by_chance(Samples({})) == []
+    (check,) = by_chance(Samples({"attack": truth}, {"attack": names}))
+    assert (check.verdict, "names no attack" in check.found) == ("amber", True)
 
 
 def rows(cells, alarm=None):
@@ -288,7 +290,7 @@ def test_images_are_held_out_only_where_they_are_not_tested(demo, monkeypatch, t
 
 @pytest.mark.slow
 def test_attacks_told_by_lot_are_checked_in_the_report(call, tiny, tmp_path):
-    from redlab.runs.cli import train
+    from redlab.runs.cli import evaluate, train
 
     words = [word for word in tiny if not word.startswith("method.")]
     words += ["method=redrl_image", "mix=attunet", "data.shuffle_attacks=true", "hydra.run.dir=out", "bank=null"]
@@ -297,6 +299,18 @@ def test_attacks_told_by_lot_are_checked_in_the_report(call, tiny, tmp_path):
     page = (tmp_path / "out" / "report.html").read_text()
     assert "attacks told by lot are not learnt" in page
     assert "attacks anew for more" in page  # which trust=full would do
+    more = ["trainer.enable_progress_bar=false", "data.limit_test=4"]
+    code, said, error = call(evaluate, "run=out", "data=digits", "out=again", *more)  # a group that is composed afresh
+    assert code == 0, error
+    assert "attacks told by lot are not learnt" in said
+
+
+def test_how_a_run_was_told_is_no_matter_of_its_evaluation(call):
+    """Else an honest identifier would be called one that has learnt from nothing."""
+    from redlab.runs.cli import evaluate
+
+    code, _, error = call(evaluate, f"run={DEMO}", "data.shuffle_attacks=true", "out=out")
+    assert (code, "data.shuffle_attacks is a matter of the training" in error) == (1, True)
 
 
 @pytest.mark.slow

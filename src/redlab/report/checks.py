@@ -82,13 +82,14 @@ def by_chance(rows: Samples) -> list[Check]:
     Args:
         rows: of a test, where attacks are what they are.
     """
+    name = "attacks told by lot are not learnt"
     if "identified" not in rows:
-        return []
+        return [Check(name, "it names no attack: nothing can be said", "amber")] if len(rows) else []
     shares = identified_per_attack(rows.where(knowledge="victim")).values()
     # of each attack alike, so that who always names the most frequent one gains nothing
     share, chance = sum(shares) / max(len(shares), 1), 1 / len(rows.names["said"])
     text = f"{percent(share)} of each attack, by chance {percent(chance)}"
-    return [Check("attacks told by lot are not learnt", text, graded(share - chance, 0.05, 0.15))]
+    return [Check(name, text, graded(share - chance, 0.05, 0.15))]
 
 
 def _known(told: Samples, knowing: Samples) -> Check:

@@ -247,7 +247,11 @@ def _stored(
     path = find_checkpoint(run)
     checkpoint = read_checkpoint(path)
     stored = stored_config(path, checkpoint["redlab"]["config"], allow)
+    if any(word.lstrip("+").startswith("data.shuffle_attacks=") for word in overrides):
+        raise ConfigError("data.shuffle_attacks is a matter of the training: train another run with it.")
     cfg = override_stored(stored, overrides)
+    if stored["data"].get("shuffle_attacks"):  # also where the data are others now
+        OmegaConf.update(cfg, "data.shuffle_attacks", True, force_add=True)
     same_method(path, checkpoint, cfg)
     checkpoint["redlab"] = {**checkpoint["redlab"], "config": stored}
     return cfg, finalise(OmegaConf.create(stored)), path, checkpoint
