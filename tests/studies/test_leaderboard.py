@@ -4,11 +4,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
+from redlab.attacks import PGD, Square
 from redlab.metrics import Samples
+from redlab.runs.config import compose, conf_dir, finalise
+from redlab.studies import Scale, merge_overrides
 from redlab.studies.leaderboard import (
     CLEAN,
     EVERY,
+    HARDENED,
     KNOWING,
     METHODS,
     NO_DEFENCE,
@@ -105,4 +111,40 @@ def test_every_method_is_trained_and_tested_in_one_way():
     made = defences()
     assert set(made.runs) == set(made.evaluations) == set(METHODS)
     assert {evaluation.overrides for evaluation in made.evaluations.values()} == {("@tested",)}
-    assert all(len(words) == 2 and words[1].startswith("@") for words in made.runs.values())
+    defences_ = {name: words for name, words in made.runs.items() if name != HARDENED}
+    assert all(words[0] == "@attacked" and words[2].startswith("@") for words in defences_.values())
+    assert made.runs[HARDENED] == ["method=hardened", "@hardened"]
+
+
+SCALES = {name: Scale.of(node) for name, node in OmegaConf.load(conf_dir() / "study/leaderboard.yaml").scales.items()}
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_who_knows_the_defence_may_do_all_that_who_does_not_may(scale):
+    """In every norm with a budget its gradient is followed with at least that budget, in as many steps."""
+    words = SCALES[scale]
+    mix = instantiate(
+        finalise(compose(merge_overrides(words.common, words.words(["@tested"]), ["method=do", "bank=null"]))).mix
+    )
+    blind = [of.attack for name, of in mix.components.items() if name in ("fgsm", "pgd", "square", "pgd_l2")]
+    knows = {of.attack.norm: of.attack for of in mix.adaptive.values() if isinstance(of.attack, PGD)}
+    assert {attack.norm for attack in blind} == set(knows) == {"linf", "l2"}
+    for attack in blind:
+        assert knows[attack.norm].eps >= attack.eps
+        assert knows[attack.norm].steps >= getattr(attack, "steps", 1)
+    (square,) = (of.attack for of in mix.adaptive.values() if isinstance(of.attack, Square))
+    assert (square.eps, square.queries) == (
+        mix.components["square"].attack.eps,
+        mix.components["square"].attack.queries,
+    )
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_adversarial_training_attacks_itself_with_the_budget_of_the_others(scale):
+    words = SCALES[scale]
+    made = defences()
+    own = instantiate(finalise(compose(made.overrides(HARDENED, words))).mix)
+    assert own.components["pgd"].knowledge == "defence"
+    others = instantiate(finalise(compose(made.overrides("DO", words))).mix)
+    assert all(component.knowledge == "victim" for component in others.components.values())
+    assert own.components["pgd"].attack.eps == pytest.approx(others.components["pgd"].attack.eps)
