@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from redlab.evaluation import answers
+from redlab.runs import infer
 from redlab.runs.check import ConfigError
 from redlab.runs.console import console, filter_known_warnings
 from redlab.runs.examiners import Asked, asked
@@ -20,7 +21,6 @@ from redlab.runs.pretrained import save_pretrained
 FORMATS = ("onnx", "torch", "pretrained")
 TOLERANCE = 1e-4
 """How far a number of the exported program may be from redlab's."""
-_SCRIPT = Path(__file__).with_name("infer.py")
 
 
 class Program(nn.Module):
@@ -96,7 +96,7 @@ def export(run: str | Path, out: Path, to: str = "onnx", *, allow: Sequence[str]
         ) from error
     _compare(path, program, images)
     (out / "model.json").write_text(json.dumps(_facts(known, program), indent=1) + "\n")
-    (out / "infer.py").write_text(_SCRIPT.read_text())
+    (out / "infer.py").write_text(Path(infer.__file__).read_text())
     return out
 
 
@@ -153,22 +153,11 @@ def _compare(path: Path, program: Program, images: Tensor) -> None:
     with torch.no_grad():
         wanted = program(other)
     worst = 0.0
-    for name, one, two in zip(program.names, wanted, outputs(path, other), strict=True):
+    said = infer.program(path, program.names)(other.numpy())
+    for name, one in zip(program.names, wanted, strict=True):
         scale = max(float(one.abs().max()), 1.0)
-        far = float((one - two).abs().max()) / scale
+        far = float((one - torch.from_numpy(said[name])).abs().max()) / scale
         worst = max(worst, far)
         if not far <= TOLERANCE:
             raise ConfigError(f"{path}: {name} is {far:.2g} from what redlab says, more than {TOLERANCE:g}.")
     console.print(f"{path}: {', '.join(program.names)}; at most {worst:.1g} from redlab.", highlight=False)
-
-
-def outputs(path: Path, images: Tensor) -> list[Tensor]:
-    """What an exported program says of images (B, C, H, W)."""
-    if path.suffix == ".onnx":
-        import onnxruntime
-
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        return [torch.from_numpy(array) for array in session.run(None, {"images": images.numpy()})]
-    with torch.no_grad():
-        found: tuple[Tensor, ...] = torch.export.load(path).module()(images)
-    return list(found)

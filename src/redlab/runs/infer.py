@@ -27,23 +27,24 @@ def load(path: Path, facts: dict[str, Any]) -> np.ndarray:
     return pixels[None, None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)[None]
 
 
-def program(names: Sequence[str]) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-    """Images -> outputs by name."""
-    if (HERE / "model.onnx").is_file():
+def program(path: Path, names: Sequence[str]) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    """Images (B, C, H, W) in [0, 1] -> outputs by name."""
+    if path.suffix == ".onnx":
         import onnxruntime
 
-        session = onnxruntime.InferenceSession(str(HERE / "model.onnx"), providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         return lambda x: dict(zip(names, session.run(None, {"images": x}), strict=True))
     import torch
 
-    module = torch.export.load(HERE / "model.pt2").module()
+    module = torch.export.load(path).module()
     return lambda x: {k: v.detach().numpy() for k, v in zip(names, module(torch.from_numpy(x)), strict=True)}
 
 
 def main(paths: Sequence[str]) -> None:
     """Prints a line on each image, and writes <image>.restored.png where the program restores."""
     facts = json.loads((HERE / "model.json").read_text())
-    ask = program(facts["outputs"])
+    onnx = HERE / "model.onnx"
+    ask = program(onnx if onnx.is_file() else HERE / "model.pt2", facts["outputs"])
     for path in map(Path, paths):
         said, words = ask(load(path, facts)), []
         if "score" in said:
