@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -198,12 +199,16 @@ def test_a_table_over_seeds(tmp_path, capsys):
         for i, (lr, seed, score) in enumerate([("1", 0, 0.2), ("1", 1, 0.4), ("2", 0, 0.5), ("2", 1, 0.9)])
     ]
     jobs.append(Job(4, "4", ("lr=3", "seed=0"), FAILED, "Something."))
+    for left in ("2", "4"):  # the others ended without a report
+        (tmp_path / left).mkdir()
+        (tmp_path / left / "report.html").touch()
     summarise(tmp_path, jobs, Asked([], None, "train"))
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     found = [line for line in lines if line[:1] in (["1"], ["2"])]
     assert found == [["2", "2", "70.0", "%", "±", "28.3"], ["1", "2", "30.0", "%", "±", "14.1"]]
     page = (tmp_path / "sweep.html").read_text()
     assert "Something." in page
+    assert re.findall(r"<a href='(.*?)'>(.*?)</a>", page) == [("2/report.html", "2: lr=2 seed=0")]
     assert (tmp_path / "sweep.png").stat().st_size > 5000
 
 

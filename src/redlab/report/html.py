@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
+from urllib.parse import quote
 
 from matplotlib.figure import Figure
 from PIL import Image
@@ -27,6 +28,7 @@ h1 { font-size: 26px; line-height:1.25; margin: 0 0 6px; }
 h2 { font-size: 17px; margin: 38px 0 12px; }
 h3 { font-size: 14px; margin: 0 0 10px; }
 p { margin: 0 0 10px; }
+ul { margin: 0; padding-left: 20px; overflow-wrap: anywhere; } a { color: #2b5d9b; }
 .summary { color: var(--muted); white-space: pre-line; max-width: 80ch; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(200px, 1fr)); gap: 14px; }
 .tile, .card { background:#fff; border:1px solid var(--rule); border-radius:10px; }
@@ -72,6 +74,7 @@ def write_report(
     tables: Sequence[Table] = (),
     verdicts: Table | None = None,
     checks: Table | None = None,
+    links: Mapping[str, str] | None = None,
 ) -> Path:
     """Writes the report of a run: headline numbers, figures, tables, verdicts, config.
 
@@ -85,6 +88,7 @@ def write_report(
         tables: further tables, usually the numbers per attack.
         verdicts: a table of conclusions whose cells may be "holds", "tie" or "fails".
         checks: whether the numbers can be believed, see ``redlab.report.checks``; below the headline.
+        links: text -> path of another report, from the folder of this one.
 
     Returns:
         ``path``.
@@ -102,6 +106,9 @@ def write_report(
         if group:
             parts.append(f"<h2>{heading}</h2>")
             parts += [f"<div class='card'>{table_html(table)}</div>" for table in group]
+    if links:
+        items = (f"<li><a href='{quote(where)}'>{escape(text)}</a></li>" for text, where in links.items())
+        parts.append(f"<h2>Reports</h2><div class='card'><ul>{''.join(items)}</ul></div>")
     parts.append("<h2>Configuration</h2>")
     shown = f"<details><summary>resolved configuration</summary><pre>{escape(config_text)}</pre></details>"
     parts.append(f"<div class='card'>{shown}</div>")
