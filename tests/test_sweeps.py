@@ -208,7 +208,7 @@ def test_a_table_over_seeds(tmp_path, capsys):
     assert found == [["2", "2", "70.0", "%", "±", "28.3"], ["1", "2", "30.0", "%", "±", "14.1"]]
     page = (tmp_path / "sweep.html").read_text()
     assert "Something." in page
-    assert re.findall(r"<a href='(.*?)'>(.*?)</a>", page) == [("2/report.html", "2: lr=2 seed=0")]
+    assert re.findall(r"<a href='(.*?)'>(.*?)</a>", page) == [("2/report.html", "2")]
     assert (tmp_path / "sweep.png").stat().st_size > 5000
 
 

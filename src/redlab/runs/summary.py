@@ -64,9 +64,7 @@ def summarise(folder: Path, jobs: Sequence[Job], question: Asked) -> Path:
         config={job.folder: " ".join(job.words) for job in jobs},
         tables=tables,
         links={
-            f"{job.number}: {' '.join(job.words)}": f"{job.folder}/report.html"
-            for job in done
-            if (folder / job.folder / "report.html").is_file()
+            job.folder: f"{job.folder}/report.html" for job in done if (folder / job.folder / "report.html").is_file()
         },
     )
     terminal.print(f"{said} Sweep: [bold]{report}[/], all numbers in {folder / 'sweep.csv'}", soft_wrap=True)
