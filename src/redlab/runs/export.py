@@ -24,20 +24,28 @@ TOLERANCE = 1e-4
 
 
 class Program(nn.Module):
-    """What a method says of images (B, C, H, W) in [0, 1], as a tuple in the order of ``names``.
+    """What a method says of images (B, C, H, W) in [0, 1], as a tuple, since that is all that a format can hold.
+
+    Args:
+        method: with one of the capabilities of ``redlab.batch``.
+        images: to ask it about once.
 
     Attributes:
-        names: out of ``restored`` (B, C, H, W) in [0, 1]; ``score`` (B,), the larger the more likely attacked;
-            ``attack_probabilities`` (B, A); ``class_logits`` (B, K).
+        names: of what is in the tuple, out of ``restored`` (B, C, H, W) in [0, 1]; ``score`` (B,), the larger the more
+            likely attacked; ``attack_probabilities`` (B, A); ``class_logits`` (B, K).
     """
 
-    def __init__(self, method: nn.Module) -> None:
+    def __init__(self, method: nn.Module, images: Tensor) -> None:
         super().__init__()
-        self.method = method
-        self.names: tuple[str, ...] = ()
+        self.method = method.eval()
+        with torch.no_grad():
+            self.names = tuple(self._said(images))
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Says all that the method can."""
+        return tuple(self._said(images).values())
+
+    def _said(self, images: Tensor) -> dict[str, Tensor]:
         said = answers(self.method, images)
         found: dict[str, Tensor] = {}
         if said.restored is not None:
@@ -48,8 +56,7 @@ class Program(nn.Module):
             found["attack_probabilities"] = said.attack_logits.softmax(1)
         if said.class_logits is not None:
             found["class_logits"] = said.class_logits
-        self.names = tuple(found)
-        return tuple(found.values())
+        return found
 
 
 def export(run: str | Path, out: Path, to: str = "onnx", *, allow: Sequence[str] = ()) -> Path:
@@ -78,10 +85,8 @@ def export(run: str | Path, out: Path, to: str = "onnx", *, allow: Sequence[str]
     filter_known_warnings()
     known = asked([run], allow=allow)
     examiner = known.examiners[0]
-    program = Program(examiner.method.cpu()).eval()
     images = torch.rand(3, known.channels, known.size, known.size, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        program(images)
+    program = Program(examiner.method.cpu(), images).eval()
     out.mkdir(parents=True, exist_ok=True)
     try:
         path = _as_onnx(program, images, out) if to == "onnx" else _as_torch(program, images, out)
