@@ -168,16 +168,18 @@ def test_an_attack_of_too_few_steps_is_red(demo, images):
 @pytest.mark.parametrize(
     ("said", "verdict"),
     [
-        ({"clean": 0, "fgsm": 0, "pgd": 0}, "green"),  # always the same: right on all of one attack
-        ({"clean": 0, "fgsm": 1, "pgd": 0}, "red"),
-        ({"clean": 0, "fgsm": 1, "pgd": 2}, "red"),
+        # always the same: right on all of one kind, also where noise is of this kind
+        ({"clean": 0, "fgsm": 0, "pgd": 0, "noise": 0}, "green"),
+        ({"clean": 1, "fgsm": 1, "pgd": 1, "noise": 1}, "green"),
+        ({"clean": 0, "fgsm": 1, "pgd": 0, "noise": 0}, "red"),
+        ({"clean": 0, "fgsm": 1, "pgd": 2, "noise": 0}, "red"),
     ],
 )
 def test_who_learns_attacks_that_are_told_by_lot_is_red(said, verdict):
-    names, many = ("clean", "fgsm", "pgd"), {"clean": 10, "fgsm": 100, "pgd": 30}
-    truth = torch.tensor([i for i, name in enumerate(names) for _ in range(many[name])])
-    answer = torch.tensor([said[name] for name in names])[truth]
-    columns = {"attack": truth, "said": answer, "identified": (truth == answer).double()}
+    names, many = ("clean", "fgsm", "pgd", "noise"), {"clean": 10, "fgsm": 100, "pgd": 30, "noise": 50}
+    attack = torch.tensor([i for i, name in enumerate(names) for _ in range(many[name])])
+    answer, truth = torch.tensor([said[name] for name in names])[attack], attack.where(attack < 3, 0)
+    columns = {"attack": attack, "said": answer, "identified": (truth == answer).double()}
     columns |= {"attacked": (truth > 0).double(), "knowledge": torch.zeros(len(truth), dtype=torch.int64)}
     found = Samples(columns, {"attack": names, "said": names, "knowledge": ("victim", "defence")})
     (check,) = by_chance(found)

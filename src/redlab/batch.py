@@ -155,6 +155,11 @@ class AttackBatch:
         mapped: dict[str, Any] = {name: None if v is None else function(v) for name, v in values.items()}
         return AttackBatch(**mapped)
 
+    @property
+    def kind(self) -> Tensor:
+        """(N,) int64, what an identifier should say: the attack, and clean where nobody attacked, as of a control."""
+        return self.attack.where(self.attacked, CLEAN)
+
     def valid_rows(self) -> AttackBatch:
         """The valid rows; all rows if none is valid, so that every DDP rank has something to train on."""
         if bool(self.valid.all()) or not bool(self.valid.any()):

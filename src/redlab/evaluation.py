@@ -182,7 +182,7 @@ class Evaluator:
         if logits.shape[1] != len(known):
             raise ValueError(f"an identifier of {known} must give as many logits, got {logits.shape[1]}")
         places = [known.index(name) if name in known else -1 for name in self.attack_names]
-        truth = torch.tensor(places, device=logits.device)[batch.attack]
+        truth = torch.tensor(places, device=logits.device)[batch.kind]
         said = logits.argmax(1)
         identified = torch.where(truth < 0, torch.nan, (said == truth).double())
         probabilities = logits.double().softmax(1)

@@ -409,3 +409,14 @@ def test_only_rows_that_the_victim_gets_right_count() -> None:
     assert {bool(k) for k in batch.valid[batch.attack == 0]} == {True, False}
     both = craft(AttackMix(components, only_right=True, only_fooled=True), 60)
     assert torch.equal(both.valid, (said == batch.label) & (both.fooled | (both.attack == 0)))
+
+
+def test_who_is_attacked_by_the_name_of_the_attack():
+    parts = {
+        "pgd": Component(attack=PGD()),
+        "noise": Component(attack=GaussianNoise()),
+        "clean": Component(attack=None),
+    }
+    mix = AttackMix(parts)
+    said = dict(zip(mix.attack_names, mix.attacked(torch.arange(4)).tolist(), strict=True))
+    assert said == {"clean": False, "pgd": True, "noise": False, "aware_pgd": True}

@@ -240,7 +240,8 @@ def test_attacks_told_by_lot_are_those_of_nobody_and_a_test_tells_the_truth():
             same(one, other)
     told = []
     for (_, truth), (_, lot) in zip(plain.seen["train"], shuffled.seen["train"], strict=True):
-        same(truth, replace(lot, attack=truth.attack))
+        same(truth, replace(lot, attack=truth.attack, attacked=truth.attacked))
+        assert torch.equal(lot.attacked, lot.attack > 0)
         agreeing = float((truth.attack == lot.attack).double().mean())
         assert abs(agreeing - 1 / 3) < 0.26  # of 54 images: four standard deviations
         assert set(lot.attack.tolist()) == {0, 1, 2}

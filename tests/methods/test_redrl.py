@@ -1,5 +1,6 @@
 """REDRL: its losses against a transcription, where gradients go, its networks, its baselines."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -48,6 +49,20 @@ def test_the_losses_are_those_of_the_paper(rescale, smoothing):
         ours = {name: float(term) for name, term in method.loss_terms(batch).items()}
     theirs = reference.terms(method, features().features, make_victim(0), batch, smoothing, rescale)
     assert ours == pytest.approx(theirs, rel=1e-6)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("seen", ["redrl", "image", "delta"])
+def test_what_nobody_attacked_is_to_be_called_clean(seen):
+    """Of a control the recogniser learns that it is no attack; it is to be restored all the same."""
+    method, batch = redrl(input=seen).eval(), make_pairs(6)
+    clean = method.loss_terms(replace(batch, attack=torch.zeros_like(batch.attack)))
+    control = method.loss_terms(replace(batch, attacked=torch.zeros_like(batch.attacked)))
+    attacked = method.loss_terms(batch)
+    assert clean["attack"] == control["attack"] != attacked["attack"]
+    assert {name: attacked[name] for name in attacked if name != "attack"} == {
+        name: control[name] for name in control if name != "attack"
+    }
 
 
 @torch.no_grad()

@@ -94,9 +94,9 @@ class Crafter:
                         adv, target = work.adv[rows], work.target[rows]
                         fooled[rows] = _fooled(judge, clean[rows], adv, label[rows], target, won)
             check_images("adv", work.adv)
-            attacked_rows = self._marked(plan, lambda name: name != "clean" and not self._control(name))
+            attacked_rows = self.attacked(plan.attack)
             counts = torch.ones_like(fooled) if valid is None else valid[plan.source]
-            always = self._marked(plan, lambda name: name in self.adaptive)
+            always = self._marked(plan.attack, lambda name: name in self.adaptive)
             if self.only_fooled:
                 counts = counts & (fooled | ~attacked_rows | always)
             if self.only_right:
@@ -116,12 +116,16 @@ class Crafter:
             fooled=fooled if judged else None,
         )
 
+    def attacked(self, attack: Tensor) -> Tensor:
+        """(N,) ids of attacks -> (N,) bool, False for clean images and controls."""
+        return self._marked(attack, lambda name: name != "clean" and not self._control(name))
+
     def _control(self, name: str) -> bool:
         return name in self.components and is_control(self.components[name].attack)
 
-    def _marked(self, plan: Plan, has: Callable[[str], bool]) -> Tensor:
+    def _marked(self, attack: Tensor, has: Callable[[str], bool]) -> Tensor:
         """(N,) bool, the rows of the components that ``has`` something."""
-        return torch.tensor([has(name) for name in self.names], device=plan.attack.device)[plan.attack]
+        return torch.tensor([has(name) for name in self.names], device=attack.device)[attack]
 
     def _by_model(self, plan: Plan, defence: Any) -> dict[tuple[Knowledge, str | None, str | int], list[_Part]]:
         """(knowledge, victim's name, gradient) -> what attacks that. No victim's name: all have one defence."""

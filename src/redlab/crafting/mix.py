@@ -176,6 +176,10 @@ class AttackMix:
         options = ("deal", "quantize", "rounding", "only_fooled", "only_right", "seed")
         return {"components": described(self.components)} | {name: getattr(self, name) for name in options}
 
+    def attacked(self, attack: Tensor) -> Tensor:
+        """(N,) places in ``attack_names`` -> (N,) bool, False for clean images and for controls."""
+        return self._crafter.attacked(attack)
+
     def setting_names(self, attack: int) -> tuple[str, ...]:
         """What the settings of an attack are called in a table, such as ``eps=8/255``.
 

@@ -53,8 +53,8 @@ class AttackDataModule(LightningDataModule):
         limit_val: the same for validation.
         limit_test: the same for test; the choice does not depend on ``seed``, so that all runs are tested alike.
         test_on: what a test is of: the "test" images, or those of the validation ("val"), on which settings are chosen.
-        shuffle_attacks: tell the training by lot which attack it was, and the test the truth: who is better than chance
-            there has not learnt it in training.
+        shuffle_attacks: tell the training by lot which attack it was, if any, and the test the truth: who is better
+            than chance there has not learnt it in training.
         name: name of the data set.
         num_classes: what the data set must have, None for no check.
         channels: what the images must have, None for no check.
@@ -372,7 +372,8 @@ class AttackDataModule(LightningDataModule):
 
     def _by_lot(self, batch: AttackBatch, epoch: int) -> AttackBatch:
         draws = SampleRng(self.seed, "train", epoch, batch.index)
-        return replace(batch, attack=draws.integers("shuffled attack", len(self.mix.names)))
+        attack = draws.integers("shuffled attack", len(self.mix.names))
+        return replace(batch, attack=attack, attacked=self.mix.attacked(attack))
 
 
 def _floats(images: Tensor) -> Tensor:

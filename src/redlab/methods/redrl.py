@@ -344,10 +344,10 @@ class REDRL(Method):
         """L_AC ("attack") and, where they have a weight, L_R ("pixel"), L_F ("feature") and L_IC ("class"): scalars."""
         if self.input != "redrl":
             logits = self.attack_logits(batch.adv, batch.clean)
-            return {"attack": attack_loss(logits, batch.attack, self.label_smoothing)}
+            return {"attack": attack_loss(logits, batch.kind, self.label_smoothing)}
         restored = self.estimate(batch.adv)
         logits = self._recognised(batch.adv, residual(batch.adv, restored))
-        terms = {"attack": attack_loss(logits, batch.attack, self.label_smoothing)}
+        terms = {"attack": attack_loss(logits, batch.kind, self.label_smoothing)}
         if self.lambda_pixel:
             many = restored[0].numel()
             terms["pixel"] = reconstruction_loss(restored, batch.clean) * (PIXELS / many if self.rescale else 1.0)

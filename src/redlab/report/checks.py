@@ -85,9 +85,10 @@ def by_chance(rows: Samples) -> list[Check]:
     name = "attacks told by lot are not learnt"
     if "identified" not in rows:
         return [Check(name, "it names no attack: nothing can be said", "amber")] if len(rows) else []
-    shares = identified_per_attack(rows.where(knowledge="victim")).values()
+    told = Samples.cat([rows.where(knowledge="victim", attacked=1), rows.clean])  # controls are clean once more
+    shares = identified_per_attack(told).values()
     # of each attack alike, so that who always names the most frequent one gains nothing
-    share, chance = sum(shares) / max(len(shares), 1), 1 / len(rows.names["said"])
+    share, chance = (sum(shares) / len(shares), 1 / len(shares)) if shares else (0.0, 0.0)
     text = f"{percent(share)} of each attack, by chance {percent(chance)}"
     return [Check(name, text, graded(share - chance, 0.05, 0.15))]
 
