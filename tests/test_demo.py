@@ -23,7 +23,7 @@ def test_the_demo(call, tmp_path):
     for record in records:
         name, _, label = record["file"].removesuffix(".png").partition("_of_a_")
         (before, _), (after, _) = record["before"]["small_cnn"], record["after"]["small_cnn"]
-        if name.startswith("clean"):
+        if name in ("clean", "noise"):
             assert (record["attacked"], before, after) == (False, label, label)
         else:
             known = "pgd" if name == "aware_pgd" else name
@@ -57,8 +57,8 @@ def test_it_can_be_made_again(tmp_path, monkeypatch, victim_root):
     assert known.examiners[0].clean == 32
     records = diagnose_files([folder / "images"], known, tmp_path / "out")
     names = {record["file"].partition("_of_a_")[0] for record in records}
-    assert names == {"clean_0", "clean_1", "pgd", "deepfool", "cw_l2", "cw_linf", "patch", "aware_pgd"}
+    assert names == {"clean", "noise", "pgd", "deepfool", "cw_l2", "cw_linf", "patch", "aware_pgd"}
     for record in records:
         label = record["file"].removesuffix(".png").rpartition("_")[2]
-        if not record["file"].startswith(("clean", "aware")):
+        if not record["file"].startswith(("clean", "noise", "aware")):
             assert record["before"]["small_cnn"][0] != label
