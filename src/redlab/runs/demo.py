@@ -37,9 +37,9 @@ from redlab.studies import merge_overrides
 WORDS = (
     *("method=redrl", "mix=redrl_digits", "bank=auto", "logger=none"),
     *("method.recogniser_width=6", "method.helpers.features.backbone.width_divisor=16"),
-    *("trainer.max_epochs=45", "bank_epochs=3", "method.scheduler.milestones=[30,38]"),
+    *("trainer.max_epochs=45", "bank_epochs=12", "method.scheduler.milestones=[30,38]"),
     *("+component@mix.components.noise=base", "+attack@mix.components.noise.attack=gaussian_noise"),
-    "+mix.components.noise.params.sigma.uniform=[2/255,24/255]",
+    "+mix.components.noise.params.sigma.uniform=[4/255,24/255]",
 )
 
 
