@@ -19,6 +19,7 @@ from redlab.studies.leaderboard import (
     METHODS,
     NO_DEFENCE,
     SEEN,
+    UNBOUNDED,
     UNSEEN,
     by_attack,
     defences,
@@ -43,6 +44,12 @@ def rows(right):
     return Samples(columns, names | {"knowledge": ("victim", "defence")})
 
 
+def seen_of(methods, unbounded=(0, 0, 0, 0)):
+    """The tests of some methods, and of each one by an attacker without bounds."""
+    found = {name: Seen(rows=rows(right)) for name, right in methods.items()}
+    return found | {f"{name}, {UNBOUNDED}": Seen(rows=rows({"aware_pgd": unbounded})) for name in methods}
+
+
 GOOD = {
     "clean": [1, 1, 1, 0],
     "fgsm": [1, 1, 1, 1],
@@ -56,7 +63,7 @@ ALARM = {name: [int(name != "clean")] * 4 for name in GOOD}
 
 
 def test_the_columns():
-    found = numbers({"CDD-RED": Seen(rows=rows(ALARM)), "DO": Seen(rows=rows(GOOD))})
+    found = numbers(seen_of({"CDD-RED": ALARM, "DO": GOOD}))
     assert found["DO", EVERY] == 25
     assert found["DO", KNOWING] == 25  # the second is wrong by one of them, the third by the other
     assert found["DO", SEEN] == pytest.approx(100 * 10 / 12)
@@ -82,6 +89,17 @@ def test_rows_without_the_number_come_last():
     assert {address: number.mean for address, number in table.cells.items()} == cells
 
 
+def test_an_attacker_without_bounds_who_leaves_something_says_that_the_gradient_is_hidden():
+    """It is no attacker of the others' columns; a red line of the card follows from what it leaves."""
+    for left, wrong, verdict in ((0, [0, 0, 0, 0], "holds"), (25, [1, 0, 0, 0], "fails")):
+        found = numbers(seen_of(dict.fromkeys(METHODS, GOOD), wrong))
+        assert {found[name, UNBOUNDED] for name in METHODS} == {left}
+        assert (found["DO", EVERY], found["DO", KNOWING]) == (25, 25)
+        claims = defences().judge(Table.of_seeds([found]))
+        (claim,) = (claim for text, claim in claims.items() if "without bounds" in text)
+        assert claim.verdict == verdict
+
+
 BAD = GOOD | {"aware_square": [0, 0, 0, 0]}
 
 
@@ -89,10 +107,7 @@ def test_the_best_over_all_seeds_comes_first():
     """By the first seed that is CDD-RED, by the mean DO; the victim alone has no such number, and comes last."""
     better = GOOD | {"aware_square": [1, 1, 1, 0], "square": [1, 1, 0, 0], "aware_pgd": [1, 1, 1, 1]}
     board = replace(defences(), runs={"CDD-RED": [], "DO": []}, evaluations={})
-    seeds = [
-        {"CDD-RED": Seen(rows=rows(GOOD)), "DO": Seen(rows=rows(BAD))},
-        {"CDD-RED": Seen(rows=rows(BAD)), "DO": Seen(rows=rows(better))},
-    ]
+    seeds = [seen_of({"CDD-RED": GOOD, "DO": BAD}), seen_of({"CDD-RED": BAD, "DO": better})]
     assert [numbers(seed)["DO", EVERY] for seed in seeds] == [0, 50]
     assert [numbers(seed)["CDD-RED", EVERY] for seed in seeds] == [25, 0]
     table = board.table(seeds)
@@ -109,8 +124,9 @@ def test_the_best_over_all_seeds_comes_first():
 
 def test_every_method_is_trained_and_tested_in_one_way():
     made = defences()
-    assert set(made.runs) == set(made.evaluations) == set(METHODS)
-    assert {evaluation.overrides for evaluation in made.evaluations.values()} == {("@tested",)}
+    assert set(made.runs) == set(METHODS)
+    told = [(of.run, of.overrides[0], of.attacks is None) for of in made.evaluations.values()]
+    assert sorted(told) == sorted([(n, "@tested", True) for n in METHODS] + [(n, "@unbounded", False) for n in METHODS])
     defences_ = {name: words for name, words in made.runs.items() if name != HARDENED}
     assert all(words[0] == "@attacked" and words[2].startswith("@") for words in defences_.values())
     assert made.runs[HARDENED] == ["method=hardened", "@hardened"]
