@@ -14,6 +14,7 @@ from redlab.crafting import AttackMix, Component
 from redlab.runs import diagnose as command
 from redlab.runs.examiners import asked
 
+QUIET = ("clean", "noise")
 KINDS = (".png", ".bmp", ".jpg")
 DAMAGES = {
     "empty.png": lambda data: b"",
@@ -30,7 +31,7 @@ def asked_demo():
 
 
 def attacked(run, per_attack):
-    """Name of an attack -> images that are wrong by it and were right without; clean ones beside them."""
+    """Name of an attack -> images that are wrong by it and were right without; clean ones and noise beside them."""
     data = run.data
     data.setup("test")
     fgsm = AttackMix({"fgsm": Component(attack=FGSM(eps=24 / 255))})
@@ -42,8 +43,8 @@ def attacked(run, per_attack):
     for name, (mix, cell) in cells.items():
         plan = mix.plan(raw.index, raw.position, stage="test", epoch=0, victim_names=list(data.victims), cell=cell)
         batch = mix.craft(data.victims, x, raw.label, plan, want_fooled=True)
-        chosen = batch.adv[: 2 * per_attack] if name == "clean" else batch.adv[batch.fooled][:per_attack]
-        yield name, (chosen[:, 0] * 255).round().to(torch.uint8).numpy()
+        chosen = batch.adv if name in QUIET else batch.adv[batch.fooled]
+        yield name, (chosen[:per_attack, 0] * 255).round().to(torch.uint8).numpy()
 
 
 @pytest.mark.slow
@@ -76,7 +77,7 @@ def test_two_hundred_files(asked_demo, tmp_path):
             print(f"  {name:9}", {said: count for (true, said), count in told.items() if true == name})
         alarms = {name: np.mean([records[n]["attacked"] for n in mine if truth[n][0] == name]) for name, _ in told}
         if how == "as it is":
-            assert alarms.pop("clean") <= 0.05
+            assert max(alarms.pop(name) for name in QUIET) <= 0.1  # one of 13
             assert min(alarms.values()) >= 0.9
             known = [told[name, name] for name in alarms if name != "fgsm"]
-            assert sum(known) / sum(c for (true, _), c in told.items() if true not in ("clean", "fgsm")) >= 0.85
+            assert sum(known) / sum(c for (true, _), c in told.items() if true not in (*QUIET, "fgsm")) >= 0.85
