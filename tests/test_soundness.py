@@ -96,8 +96,9 @@ def verdicts(defence, demo, images, held=True, **more):
 
 @pytest.mark.slow
 def test_an_honest_defence_has_no_red_check(demo, images):
-    """Its numbers are bad, and say so."""
-    found = verdicts(Blur(), demo, images)
+    """Its numbers are bad, and say so; of 24 images 40 steps leave two more than 200 find."""
+    enough = {"enough": Component(attack=PGD(eps=EPS, step_size=EPS / 10, steps=200), knowledge="defence")}
+    found = verdicts(Blur(), demo, images, attackers=enough)
     assert {name: check.found for name, check in found.items() if check.verdict == "red"} == {}
     assert len(found) == 14
     assert found["unbounded, nothing is left"].found == "0.0 %"
