@@ -39,6 +39,7 @@ def test_it_is_small_and_names_no_machine():
     text = (DEMO / "redlab.json").read_text() + (DEMO / "README.md").read_text()
     assert not any(f'"/{root}/' in text for root in ("home", "root", "tmp", "work", "Users"))
     assert "commit" in (DEMO / "README.md").read_text()
+    assert 'redlab.load("demo")' in (DEMO / "README.md").read_text()  # wherever it was made
 
 
 @pytest.mark.slow

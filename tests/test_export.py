@@ -42,7 +42,7 @@ def test_every_kind_of_method_runs_elsewhere(method, to, victim_root, tmp_path):
     """On other images, and another number of them, than the program was made from, within 1e-4."""
     made = untrained(method, victim_root)
     images = torch.rand(3, 1, 32, 32)
-    program = exporting.Program(made, images).eval()
+    program = exporting.Program(made, images)
     make = exporting._as_onnx if to == "onnx" else exporting._as_torch
     path = make(program, images, tmp_path)
     exporting._compare(path, program, images)

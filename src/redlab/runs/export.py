@@ -37,7 +37,8 @@ class Program(nn.Module):
 
     def __init__(self, method: nn.Module, images: Tensor) -> None:
         super().__init__()
-        self.method = method.eval()
+        self.method = method
+        self.eval()
         with torch.no_grad():
             self.names = tuple(self._said(images))
 
@@ -86,7 +87,7 @@ def export(run: str | Path, out: Path, to: str = "onnx", *, allow: Sequence[str]
     known = asked([run], allow=allow)
     examiner = known.examiners[0]
     images = torch.rand(3, known.channels, known.size, known.size, generator=torch.Generator().manual_seed(0))
-    program = Program(examiner.method.cpu(), images).eval()
+    program = Program(examiner.method.cpu(), images)
     out.mkdir(parents=True, exist_ok=True)
     try:
         path = _as_onnx(program, images, out) if to == "onnx" else _as_torch(program, images, out)

@@ -27,6 +27,7 @@ tags: [adversarial-examples, {capability}]
 
 ```python
 import redlab
+
 method = redlab.load("{folder}")
 ```
 

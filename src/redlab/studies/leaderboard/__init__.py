@@ -143,8 +143,9 @@ def defences() -> Study:
         sort_by=EVERY,
         notes=(
             "Sorted by the share of images that are right as they are and under every attacker: a bound from above.",
-            "seen: FGSM, PGD, DeepFool, on which all were trained; unseen: C&W L2, Square, PGD in L2. Detection and "
-            "identification are of the seen ones and clean images. Milliseconds are of a processor, per image.",
+            "seen: FGSM, PGD, DeepFool, on which all but adversarial training were trained; unseen: C&W L2, Square, "
+            "PGD in L2. Detection and identification are of the seen ones and clean images. Milliseconds are of a "
+            "processor, per image.",
             "Sizes are those of the scale, not of the papers.",
         ),
     )
